@@ -1,0 +1,7 @@
+"""Explainable human pose estimation in JAX/Flax."""
+
+from pose_jax import models, skeletons
+from pose_jax.estimator import Estimator, Pose
+
+__version__ = "0.1.0"
+__all__ = ["Estimator", "Pose", "models", "skeletons"]

@@ -1,0 +1,251 @@
+"""The configuration: default sections, typed records, identity of a run, override errors.
+
+A config file calls `default()` and changes what it needs; a task reads its own section and the
+shared ones. Inside the library only frozen records travel, so that a typo dies at construction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+IDENTITY = (
+    "seed", "skeleton", "input", "codec", "data.train", "model", "objective",
+    "optimiser", "train",
+)  # fmt: skip
+"""Sections that make a run what it is; a workdir never mixes two of them."""
+
+FREE = (
+    "train.save_every", "train.eval_every", "train.log_every", "train.keep_last",
+    "train.workers", "train.threads",
+)  # fmt: skip
+"""Fields of those sections that change neither weights nor order, so they may differ."""
+
+
+def source(name: str = "figures", **fields: Any) -> ConfigDict:
+    """A data source section. Paths are relative to `POSE_JAX_DATA` unless absolute.
+
+    Fields: `name` (figures, coco, lsp, mpii, crops, tfds), `path` (annotation file, store
+    or prepared data set), `images` (folder), `part` (`all`, or `train`/`held_out` of a split
+    carved by image with the share `holdout`), `count, people, size, seed` (figures), and the
+    filters `min_keypoints`, `min_side_px` (longer side of the box), `limit`.
+    """
+    section = ConfigDict(
+        dict(
+            name=name,
+            path="",
+            images="",
+            part="all",
+            holdout=0.0,
+            min_keypoints=1,
+            min_side_px=0.0,
+            limit=0,
+            count=0,
+            seed=0,
+            size=(192, 160),
+        )
+    )
+    section.update(fields)
+    return section
+
+
+def default() -> ConfigDict:
+    """Every section with its default."""
+    c = ConfigDict()
+    c.tasks = ("train", "evaluate")
+    c.seed = 0
+    c.skeleton = "coco"
+    c.input = ConfigDict(
+        dict(
+            size=(256, 256),
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            channel_order="rgb",
+            padding=1.25,
+        )
+    )
+    c.codec = ConfigDict(
+        dict(
+            encode="udp",
+            decode="udp",
+            sigma_px=2.0,
+            flip="aligned",
+            activation="none",
+            blur_taps=0,
+        )
+    )
+    c.data = ConfigDict(
+        dict(
+            train=dict(
+                source=source(),
+                augment=dict(
+                    flip=0.5,
+                    rotation_deg=30.0,
+                    rotation_probability=0.6,
+                    scale=0.25,
+                    shift=0.0,
+                    half_body=0.0,
+                    brightness=0.0,
+                    contrast=0.0,
+                    saturation=0.0,
+                    gain=0.0,
+                ),
+            ),
+            select=source(count=0),
+            eval=source(),
+        )
+    )
+    c.model = ConfigDict(dict(name="hourglass"))
+    c.objective = ConfigDict(
+        dict(
+            name="heatmap",
+            loss="mse",
+            joint_weights=(),
+            unlabelled_as_empty=False,
+            occluded_weight=1.0,
+        )
+    )
+    c.optimiser = ConfigDict(
+        dict(
+            name="adam",
+            learning_rate=1e-3,
+            schedule="constant",
+            warmup_steps=0,
+            milestones=(),
+            factor=0.1,
+            end_scale=0.0,
+            patience=5,
+            floor=0.0,
+            weight_decay=0.0,
+            clip=0.0,
+            decay=0.99,
+            momentum=0.0,
+            freeze=(),
+        )
+    )
+    c.train = ConfigDict(
+        dict(
+            steps=1000,
+            batch=16,
+            precision="float32",
+            accumulation=1,
+            ema=0.0,
+            log_every=20,
+            save_every=500,
+            eval_every=500,
+            keep_last=2,
+            select="pck",
+            workers=0,
+            threads=4,
+            max_bad_images=0.01,
+        )
+    )
+    c.init_from = ConfigDict(dict(path="", checkpoint="best", backbone_only=False))
+    c.evaluate = ConfigDict(
+        dict(
+            name="val",
+            checkpoint="last",
+            boxes="ground_truth",
+            flip_test=True,
+            batch=32,
+            metrics=("pck",),
+            pck_thresholds=(0.05, 0.1, 0.2),
+            area_source="annotation",
+            nms=0.9,
+            score_threshold=0.2,
+            overlays=0,
+            bootstrap=1000,
+        )
+    )
+    c.predict = ConfigDict(
+        dict(
+            inputs=(),
+            boxes="",
+            checkpoint="last",
+            flip_test=True,
+            batch=32,
+            threshold=0.0,
+            name="predict",
+            count=8,
+        )
+    )
+    c.prepare = ConfigDict(
+        dict(
+            source=source(),
+            path="",
+            format="crops",
+            crop_side_px=300,
+            margin=1.8,
+            quality=90,
+        )
+    )
+    c.convert = ConfigDict(dict(name="", path=""))
+    c.mesh = ConfigDict(dict(data=-1, model=1, fsdp=False))
+    return c
+
+
+def to_plain(value: Any) -> Any:
+    """ConfigDict -> JSON-able dicts and lists (tuples become lists)."""
+    if isinstance(value, config_dict.FieldReference):
+        value = value.get()
+    if isinstance(value, ConfigDict | Mapping):
+        return {key: to_plain(value[key]) for key in value}
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def from_plain(value: Any) -> ConfigDict:
+    """What `config.json` holds -> ConfigDict (lists become tuples)."""
+
+    def convert(item):
+        if isinstance(item, Mapping):
+            return {key: convert(each) for key, each in item.items()}
+        if isinstance(item, list | tuple):
+            return tuple(convert(each) for each in item)
+        return item
+
+    return ConfigDict(convert(value))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dict -> {dotted key: leaf}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, name + "."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def identity(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves that make the run what it is, as {dotted key: JSON value}."""
+    flat = flatten(to_plain(config))
+    return {
+        key: value
+        for key, value in flat.items()
+        if key not in FREE
+        and any(key == part or key.startswith(part + ".") for part in IDENTITY)
+    }
+
+
+def differences(
+    stored: Mapping[str, Any], asked: ConfigDict | Mapping[str, Any]
+) -> list[str]:
+    """Lines `key: stored ... asked ...` for every difference in identity."""
+    old, new = identity(stored), identity(asked)
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if json.dumps(a, default=str) != json.dumps(b, default=str):
+            lines.append(f"  {key}: the workdir has {a!r}, the command asks for {b!r}")
+    return lines
+
+
+class UserError(Exception):
+    """A mistake of the caller that one line explains; ends the program with code 2."""

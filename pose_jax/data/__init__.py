@@ -1,0 +1,124 @@
+"""Data: sources of people, crops store, augmentation, pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from pose_jax import skeletons
+from pose_jax.data import sources
+from pose_jax.data.figures import Figure, FigureSource
+from pose_jax.data.sources import Filters, Person, Source
+
+
+@dataclasses.dataclass
+class FigurePeople:
+    """Synthetic figures as a source of people."""
+
+    figures: FigureSource
+
+    def __post_init__(self):
+        self.name = f"figures(seed={self.figures.seed}, count={self.figures.count})"
+        self.skeleton = skeletons.get(self.figures.skeleton)
+        self.dropped: dict[str, int] = {}
+        # A row is asked for its labels and for its picture; both come from one drawing.
+        self._render = functools.lru_cache(maxsize=256)(self.figures.render)
+
+    def __getstate__(self):
+        return {"figures": self.figures}
+
+    def __setstate__(self, state):
+        self.__init__(**state)
+
+    def __len__(self) -> int:
+        return len(self.figures)
+
+    def person(self, row: int) -> Person:
+        figure: Figure = self._render(row)
+        return Person(
+            id=row + 1,
+            image_id=row + 1,
+            file_name=f"figure {row}",
+            box=figure.box,
+            keypoints=figure.keypoints,
+            visible=figure.visible,
+            area=float(figure.area),
+        )
+
+    def image(self, row: int) -> UInt8[np.ndarray, "h w 3"]:
+        return self._render(row).image
+
+
+def open_source(
+    section: Any, *, root: Path | None, skeleton: str, area_source: str = "annotation",
+    need_area: bool = False,
+) -> Source:  # fmt: skip
+    """The source that a config section describes (see `config.source`).
+
+    Args:
+      root: folder that relative paths start from (`POSE_JAX_DATA`).
+      skeleton: the model's skeleton; figures are drawn for it.
+
+    Raises:
+      DataError: missing or faulty files, nobody left after the filters.
+      ValueError: unknown source name.
+    """
+    opener = SOURCES.get(section.name)
+    if opener is None:
+        raise ValueError(
+            f"unknown data source {section.name!r}; choose one of {', '.join(SOURCES)}"
+        )
+    return opener(
+        section,
+        root=root,
+        skeleton=skeleton,
+        area_source=area_source,
+        need_area=need_area,
+    )
+
+
+def _figures(section, *, skeleton, **_) -> Source:
+    figures = FigureSource(
+        section.count or 1000,
+        seed=section.seed,
+        size=tuple(section.size),
+        skeleton=skeleton,
+    )
+    return FigurePeople(figures)
+
+
+def _coco(section, *, root, area_source, need_area, **_) -> Source:
+    return sources.coco(
+        _under(root, section.path),
+        _under(root, section.images),
+        filters=_filters(section),
+        area_source=area_source,
+        need_area=need_area,
+    )
+
+
+def _filters(section) -> Filters:
+    return Filters(
+        min_keypoints=section.min_keypoints,
+        min_side_px=section.min_side_px,
+        limit=section.limit,
+        part=section.part,
+        holdout=section.holdout,
+    )
+
+
+def _under(root: Path | None, path: str) -> Path:
+    return Path(path) if root is None else root / path
+
+
+SOURCES: dict[str, Callable[..., Source]] = {
+    "figures": _figures,
+    "coco": _coco,
+}
+"""Name in `config.data.*.name` -> opener."""

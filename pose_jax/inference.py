@@ -1,0 +1,158 @@
+"""Forward passes over people: one jitted program from uint8 crops to keypoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from pose_jax import geometry, heatmaps, sharding
+from pose_jax.arrays import Array, PyTree
+from pose_jax.data import pipeline
+from pose_jax.data.sources import Source
+from pose_jax.pixels import normalise
+from pose_jax.recipe import Recipe
+
+Predict = Callable[[PyTree, dict[str, Any]], dict[str, Array]]
+
+
+def make_predict(recipe: Recipe, *, flip_test: bool) -> Predict:
+    """Pure function (variables, batch) -> keypoints in crop pixels, scores, grid cells.
+
+    With `flip_test`, the heatmaps of the mirrored crop are mirrored back, aligned as the
+    codec says and averaged in.
+    """
+    codec, size = recipe.codec, recipe.spec.size
+
+    def maps_of(variables, images):
+        outputs = recipe.module.apply(variables, normalise(images, recipe.spec))
+        assert isinstance(outputs.heatmaps, jax.Array)
+        return heatmaps.activate(outputs.heatmaps[-1], codec)
+
+    def predict(variables: PyTree, batch: dict[str, Any]) -> dict[str, Array]:
+        images = batch["image"]
+        maps = maps_of(variables, images)
+        if flip_test:
+            mirrored = maps_of(variables, images[:, :, ::-1])
+            back = heatmaps.unflip(mirrored, recipe.skeleton.mirrored, codec, size)
+            maps = (maps + back) / 2
+        keypoints, scores = jax.vmap(lambda m: heatmaps.decode(m, codec, size))(maps)
+        result = {
+            "keypoints": keypoints,
+            "scores": scores,
+            "grid": jax.vmap(heatmaps.argmax)(maps),
+        }
+        if "keypoints" in batch:
+            targets = jax.vmap(
+                lambda p, v: heatmaps.render(p, v, codec, size, maps.shape[1:3])
+            )(batch["keypoints"], batch["visible"])
+            result["true_grid"] = jax.vmap(heatmaps.argmax)(targets)
+            result["drawn"] = targets.max((1, 2)) > 0
+        return result
+
+    return predict
+
+
+def compile_predict(predict: Predict, mesh: Mesh):
+    """The function as one program over the mesh; every process gets the whole result."""
+    replicated = sharding.replicated(mesh)
+    return jax.jit(
+        predict,
+        in_shardings=(replicated, sharding.batch_sharding(mesh)),
+        out_shardings=replicated,
+    )
+
+
+@dataclasses.dataclass
+class Predictions:
+    """Predictions for rows of a source, unique by row.
+
+    Attributes:
+      rows: `[n]` row of the source.
+      keypoints: `[n, k, 2]` (x, y) image pixels. scores: `[n, k]`.
+      grid, true_grid: `[n, k, 2]` peak cells of predicted and target maps.
+      drawn: `[n, k]` whether the target map holds a peak.
+      map_side: longer side of the heatmaps.
+    """
+
+    rows: Int[np.ndarray, "n"]
+    keypoints: Float[np.ndarray, "n k 2"]
+    scores: Float[np.ndarray, "n k"]
+    grid: Int[np.ndarray, "n k 2"]
+    true_grid: Int[np.ndarray, "n k 2"]
+    drawn: np.ndarray
+    map_side: int
+
+
+def predict_source(
+    recipe: Recipe,
+    variables: PyTree,
+    source: Source,
+    *,
+    mesh: Mesh,
+    batch: int,
+    flip_test: bool,
+    compiled: Any = None,
+    rows: Iterable[int] | None = None,
+    report: Callable[[int], None] = lambda done: None,
+) -> Predictions:
+    """Keypoints of every person of a source.
+
+    Raises:
+      ValueError: a prediction is not finite (the row is named), or a batch the mesh cannot
+        split.
+    """
+    sharding.check_batch(batch, mesh, what="evaluate.batch")
+    compiled = compiled or compile_predict(make_predict(recipe, flip_test=flip_test), mesh)
+    variables = jax.device_put(variables, sharding.replicated(mesh))
+    wanted = list(range(len(source)) if rows is None else rows)
+    parts, done = [], 0
+    for rows_ in pipeline.eval_batches(
+        source,
+        recipe.view,
+        batch=batch,
+        rows=wanted,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    ):
+        sent = {name: rows_[name] for name in ("image", "keypoints", "visible")}
+        result = sharding.to_host(compiled(variables, sharding.put_batch(sent, mesh)))
+        count = min(batch, len(wanted) - done)
+        # Rows of a global batch are in order, padding last: cutting it is the mask.
+        parts.append({name: value[:count] for name, value in result.items()})
+        done += count
+        report(done)
+    merged = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    finite = np.isfinite(merged["keypoints"]).all((1, 2))
+    finite &= np.isfinite(merged["scores"]).all(1)
+    if not finite.all():
+        row = wanted[int(np.argmin(finite))]
+        raise ValueError(
+            f"the prediction for person {source.person(row).id} is not finite; the weights "
+            "hold NaN or infinity: evaluate an earlier checkpoint"
+        )
+    matrices = np.stack(
+        [pipeline.crop_matrix(source.person(row), recipe.view) for row in wanted]
+    )
+    side = max(_map_size(recipe))
+    return Predictions(
+        rows=np.array(wanted),
+        keypoints=geometry.invert(merged["keypoints"].astype(np.float64), matrices),
+        scores=merged["scores"],
+        grid=merged["grid"],
+        true_grid=merged["true_grid"],
+        drawn=merged["drawn"],
+        map_side=side,
+    )
+
+
+def _map_size(recipe: Recipe) -> tuple[int, int]:
+    images = jnp.zeros((1, *recipe.spec.size, 3))
+    outputs = jax.eval_shape(recipe.module.apply, recipe.shapes(), images)
+    return outputs.heatmaps.shape[2], outputs.heatmaps.shape[3]

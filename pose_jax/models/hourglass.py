@@ -1,0 +1,188 @@
+"""Stacked hourglass (Newell, Yang, Deng, ECCV 2016) and the thesis's one-stack variant.
+
+One file, one module: the published variants differ in numbers and three small rules
+(`shortcut`, `residual_after_upsample`, `head`), which are fields of `HourglassConfig`.
+
+Taps, for stack `i` and level `l` (0 is the finest): `stem`, `stack{i}/input`,
+`stack{i}/skip{l}`, `stack{i}/encoder{l}`, `stack{i}/bottleneck`, `stack{i}/decoder{l}`,
+`stack{i}/features`, `stack{i}/heatmaps`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pose_jax.models.layers import NormRelu, conv, conv1x1, max_pool2, upsample2
+from pose_jax.models.outputs import Edits, Outputs, Taps
+
+SHORTCUTS = ("identity", "conv3x3")
+
+
+@dataclasses.dataclass(frozen=True)
+class HourglassConfig:
+    """Defaults: Newell's network with two stacks.
+
+    Attributes:
+      stacks: hourglasses in a row, each supervised.
+      depth: how often the map is halved inside an hourglass.
+      features: width of the residual stream.
+      stem: widths of the 7x7 convolution and of the residuals before `features`.
+      residuals: residual modules per position.
+      bottleneck_residuals: residual modules at the lowest resolution between the encoder's
+        last and the decoder's first.
+      shortcut: `identity` (1x1 where widths differ; Newell) or `conv3x3` (thesis).
+      residual_after_upsample: decoder residuals after the skip is added, none at the finest
+        level (thesis), instead of before upsampling (Newell).
+      head: width of the layer before the last 1x1; 0 = `features` (Newell), -1 = number of
+        keypoints (thesis).
+      remat: recompute residual modules in the backward pass (saves memory).
+      dtype: compute type of the layers; parameters and statistics stay float32.
+    """
+
+    stacks: int = 2
+    depth: int = 4
+    features: int = 256
+    stem: tuple[int, int, int] = (64, 128, 128)
+    residuals: int = 1
+    bottleneck_residuals: int = 1
+    shortcut: str = "identity"
+    residual_after_upsample: bool = False
+    head: int = 0
+    remat: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        object.__setattr__(self, "stem", tuple(self.stem))
+        if self.shortcut not in SHORTCUTS:
+            raise ValueError(
+                f"model.shortcut is {self.shortcut!r}; use one of {SHORTCUTS}"
+            )
+        for field in ("stacks", "depth", "features", "residuals"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"model.{field} must be at least 1")
+        if len(self.stem) != 3:
+            raise ValueError(f"model.stem holds three widths, not {self.stem}")
+
+
+class Residual(nn.Module):
+    """Pre-activation bottleneck: BN-ReLU-1x1(out/2), BN-ReLU-3x3, BN-ReLU-1x1, plus a
+    shortcut without normalisation."""
+
+    features: int
+    shortcut: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b y x c"], train: bool):
+        half = self.features // 2
+        h = NormRelu(self.dtype, name="norm1")(x, train=train)
+        h = conv1x1(half, "conv1", self.dtype)(h)
+        h = NormRelu(self.dtype, name="norm2")(h, train=train)
+        h = conv(half, 3, "conv2", self.dtype)(h)
+        h = NormRelu(self.dtype, name="norm3")(h, train=train)
+        h = conv1x1(self.features, "conv3", self.dtype)(h)
+        if self.shortcut == "conv3x3":
+            x = conv(self.features, 3, "shortcut", self.dtype)(x)
+        elif x.shape[-1] != self.features:
+            x = conv1x1(self.features, "shortcut", self.dtype)(x)
+        return x + h
+
+
+class Hourglass(nn.Module):
+    """See the module text. `images` are normalised pixels, `[b, h, w, 3]`; heatmaps are at a
+    quarter of the resolution, `[stacks, b, h / 4, w / 4, k]` float32."""
+
+    config: HourglassConfig
+    num_keypoints: int
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "b h w 3"],
+        train: bool = False,
+        edits: Edits | None = None,
+    ) -> Outputs:
+        taps = Taps(edits)
+        dtype = jnp.dtype(self.config.dtype)
+        x = taps("stem", self._stem(images.astype(dtype), train))
+        heatmaps = []
+        for stack in range(self.config.stacks):
+            x = taps(f"stack{stack}/input", x)
+            features, maps = self._stack(x, stack, taps, train)
+            heatmaps.append(maps.astype(jnp.float32))
+            if stack + 1 < self.config.stacks:
+                width = self.config.features
+                x = (
+                    x
+                    + conv1x1(width, f"stack{stack}_merge_features", dtype)(features)
+                    + conv1x1(width, f"stack{stack}_merge_heatmaps", dtype)(maps)
+                )
+        return Outputs(heatmaps=jnp.stack(heatmaps), taps=taps.finish())
+
+    def _residuals(self, x, features: int, name: str, train: bool, count: int):
+        block: Any = Residual
+        if self.config.remat:
+            block = nn.remat(Residual, static_argnums=(2,))
+        for i in range(count):
+            # A single module keeps the plain name, as most networks have one per position.
+            label = name if count == 1 else f"{name}_{i}"
+            x = block(
+                features, self.config.shortcut, jnp.dtype(self.config.dtype), name=label
+            )(x, train)
+        return x
+
+    def _stem(self, x, train: bool):
+        first, second, third = self.config.stem
+        dtype = jnp.dtype(self.config.dtype)
+        x = conv(first, 7, "stem_conv", dtype, strides=2)(x)
+        x = NormRelu(dtype, name="stem_norm")(x, train=train)
+        x = self._residuals(x, second, "stem1", train, 1)
+        x = max_pool2(x)
+        x = self._residuals(x, third, "stem2", train, 1)
+        return self._residuals(x, self.config.features, "stem3", train, 1)
+
+    def _stack(self, x, stack: int, taps: Taps, train: bool):
+        c, name = self.config, f"stack{stack}"
+        dtype = jnp.dtype(c.dtype)
+
+        def residuals(x, label, count=c.residuals):
+            return self._residuals(x, c.features, f"{name}_{label}", train, count)
+
+        skips = []
+        for level in range(c.depth):
+            skips.append(taps(f"{name}/skip{level}", residuals(x, f"skip{level}")))
+            x = residuals(max_pool2(x), f"encoder{level}")
+            x = taps(f"{name}/encoder{level}", x)
+        x = residuals(x, "bottleneck", c.residuals * c.bottleneck_residuals)
+        x = taps(f"{name}/bottleneck", x)
+        for level in reversed(range(c.depth)):
+            if not c.residual_after_upsample:
+                x = residuals(x, f"decoder{level}")
+            x = upsample2(x) + skips[level]
+            if c.residual_after_upsample and level > 0:
+                x = residuals(x, f"decoder{level}")
+            x = taps(f"{name}/decoder{level}", x)
+
+        x = self._residuals(x, c.features, f"{name}_last", train, 1)
+        width = {0: c.features, -1: self.num_keypoints}.get(c.head, c.head)
+        x = conv1x1(width, f"{name}_features", dtype)(x)
+        x = NormRelu(dtype, name=f"{name}_norm")(x, train=train)
+        x = taps(f"{name}/features", x)
+        maps = conv1x1(self.num_keypoints, f"{name}_heatmaps", dtype)(x)
+        return x, taps(f"{name}/heatmaps", maps)
+
+
+NEWELL = dict(features=256, stem=(64, 128, 128))
+THESIS = dict(
+    stacks=1,
+    stem=(256, 256, 256),
+    bottleneck_residuals=3,
+    shortcut="conv3x3",
+    residual_after_upsample=True,
+    head=-1,
+)

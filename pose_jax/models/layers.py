@@ -1,0 +1,143 @@
+"""Layers that the model families share. NHWC; parameters float32, compute in `dtype`.
+
+The formulations are chosen by measurement (CPU and accelerators alike): 1x1 convolutions are
+matrix products, pooling is a reshape, batch normalisation and ReLU are one function with its
+own gradient, which recomputes the ReLU mask instead of storing it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+EPSILON = 1e-5
+
+
+def max_pool2(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
+    """2x2 max-pooling, stride 2. At exact ties the gradient is shared.
+
+    Raises:
+      ValueError: odd height or width.
+    """
+    b, h, w, c = x.shape
+    if h % 2 or w % 2:
+        raise ValueError(
+            f"a {h}x{w} map cannot be halved; make input.size divisible by "
+            "4 * 2**model.depth"
+        )
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+
+
+def upsample2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
+    """Nearest-neighbour upsampling by two."""
+    b, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+    return x.reshape(b, 2 * h, 2 * w, c)
+
+
+def conv1x1(features: int, name: str, dtype: Any, *, use_bias: bool = True) -> nn.Dense:
+    """A 1x1 convolution, written as the matrix product that it is."""
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=_conv_init,
+        name=name,
+    )
+
+
+def conv(features: int, size: int, name: str, dtype: Any, *, strides: int = 1) -> nn.Conv:
+    """Square convolution with PyTorch's symmetric padding (not "SAME" under strides)."""
+    pad = size // 2
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=strides,
+        padding=((pad, pad), (pad, pad)),
+        dtype=dtype,
+        kernel_init=_conv_init,
+        name=name,
+    )
+
+
+_conv_init = nn.initializers.glorot_normal()
+
+
+class NormRelu(nn.Module):
+    """Batch normalisation followed by ReLU, with one-pass statistics and a fused gradient.
+
+    Variables are named as in `flax.linen.BatchNorm`. Statistics are float32 and, under `jit`
+    over a mesh, those of the global batch.
+    """
+
+    dtype: Any = jnp.float32
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"], *, train: bool) -> Float[Array, "*b c"]:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        x = x.astype(self.dtype)
+        if not train:
+            factor = scale * jax.lax.rsqrt(variance.value + EPSILON)
+            offset = bias - mean.value * factor
+            return jax.nn.relu(x * factor.astype(x.dtype) + offset.astype(x.dtype))
+        y, batch_mean, batch_variance = _norm_relu(x, scale, bias)
+        if not self.is_initializing():
+            keep = self.momentum
+            mean.value = keep * mean.value + (1 - keep) * batch_mean
+            variance.value = keep * variance.value + (1 - keep) * batch_variance
+        return y
+
+
+@functools.partial(jax.custom_vjp)
+def _norm_relu(x, scale, bias):
+    return _norm_relu_forward(x, scale, bias)[0]
+
+
+def _statistics(x):
+    """Mean and biased variance over all axes but the last, one pass, float32."""
+    wide = x.astype(jnp.float32)
+    count = x.size // x.shape[-1]
+    axes = tuple(range(x.ndim - 1))
+    mean = wide.sum(axes) / count
+    square = (wide * wide).sum(axes) / count
+    return mean, jnp.maximum(square - mean * mean, 0.0)
+
+
+def _norm_relu_forward(x, scale, bias):
+    mean, variance = _statistics(x)
+    inverse = jax.lax.rsqrt(variance + EPSILON)
+    factor = scale * inverse
+    offset = bias - mean * factor
+    y = jax.nn.relu(x * factor.astype(x.dtype) + offset.astype(x.dtype))
+    return (y, mean, variance), (x, scale, bias, mean, inverse)
+
+
+def _norm_relu_backward(residuals, cotangents):
+    # The statistics leave only towards the running averages, which carry no gradient.
+    grad, _, _ = cotangents
+    x, scale, bias, mean, inverse = residuals
+    count = x.size // x.shape[-1]
+    axes = tuple(range(x.ndim - 1))
+    factor = scale * inverse
+    offset = bias - mean * factor
+    passes = x * factor.astype(x.dtype) + offset.astype(x.dtype) > 0
+    grad = jnp.where(passes, grad, 0)
+    wide = grad.astype(jnp.float32)
+    normal = (x.astype(jnp.float32) - mean) * inverse
+    grad_bias = wide.sum(axes)
+    grad_scale = (wide * normal).sum(axes)
+    grad_x = factor * (wide - (grad_bias + normal * grad_scale) / count)
+    return grad_x.astype(x.dtype), grad_scale, grad_bias
+
+
+_norm_relu.defvjp(_norm_relu_forward, _norm_relu_backward)

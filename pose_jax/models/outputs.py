@@ -1,0 +1,78 @@
+"""What every model returns, and how its intermediates are read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@flax.struct.dataclass
+class Edit:
+    """A traced change of one tap: `x` becomes `x * scale + shift`.
+
+    `scale` and `shift` broadcast against the tap. A closed skip gate is `Edit(scale=0.)`, a
+    replaced activation is `Edit(0., new)`, an inserted code is `Edit(shift=code)`; Grad-CAM
+    differentiates at `shift = 0`. Being numbers, edits vmap and never recompile.
+    """
+
+    scale: Any = 1.0
+    shift: Any = 0.0
+
+
+Edits = Mapping[str, Edit]
+
+
+@flax.struct.dataclass
+class Outputs:
+    """Result of a model. `s` counts stacks or cascade stages; the last one counts.
+
+    Attributes:
+      heatmaps: `[s, b, y, x, k]`, or None for models that regress coordinates.
+      coordinates: `[s, b, k, 2]` (x, y) crop pixels, or None.
+      spread: `[s, b, k, 2]` scale of the coordinates' error, crop pixels, or None.
+      taps: every named intermediate; what nobody reads costs nothing after `jit`.
+    """
+
+    heatmaps: Float[Array, "s b y x k"] | None = None
+    coordinates: Float[Array, "s b k 2"] | None = None
+    spread: Float[Array, "s b k 2"] | None = None
+    taps: dict[str, Any] = flax.struct.field(default_factory=dict)
+
+
+class Taps:
+    """Collects named intermediates during one forward pass and applies edits to them.
+
+    Usage inside a module: `x = taps("stack0/bottleneck", x)`. After the pass,
+    `taps.finish()` returns the dict and refuses edits that named no tap.
+    """
+
+    def __init__(self, edits: Edits | None = None):
+        self._edits = dict(edits or {})
+        self._seen: dict[str, Any] = {}
+
+    def __call__(self, name: str, x):
+        edit = self._edits.get(name)
+        if edit is not None:
+            scale = jnp.asarray(edit.scale, x.dtype)
+            shift = jnp.asarray(edit.shift, x.dtype)
+            x = x * scale + shift
+        self._seen[name] = x
+        return x
+
+    def finish(self) -> dict[str, Any]:
+        """The taps by name.
+
+        Raises:
+          ValueError: an edit names a tap that this model does not have.
+        """
+        unknown = sorted(set(self._edits) - set(self._seen))
+        if unknown:
+            raise ValueError(
+                f"edits name unknown taps {unknown}; this model has "
+                f"{sorted(self._seen)}"
+            )
+        return self._seen

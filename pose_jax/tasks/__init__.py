@@ -1,0 +1,32 @@
+"""Verbs with effects: config + workdir -> files. One file each, imported when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def _train(config: Any, workdir: str) -> None:
+    from pose_jax.tasks import train
+
+    train.run(config, workdir)
+
+
+def _evaluate(config: Any, workdir: str) -> None:
+    from pose_jax.tasks import evaluate
+
+    evaluate.run(config, workdir)
+
+
+def _predict(config: Any, workdir: str) -> None:
+    from pose_jax.tasks import predict
+
+    predict.run(config, workdir)
+
+
+TASKS: dict[str, Callable[[Any, str], None]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+}
+"""Name in `config.tasks` -> what it does."""

@@ -1,0 +1,201 @@
+"""`predict`: keypoints of people in pictures, folders, globs or videos, with overlays."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from pose_jax import data, video
+from pose_jax.config import UserError
+from pose_jax.data.images import SUFFIXES, read_image
+from pose_jax.estimator import Estimator, Pose, check_boxes
+from pose_jax.report import drawings
+from pose_jax.tasks.workdir import data_root
+from pose_jax.writer import ProgressBar, say, write_json
+
+
+def run(config: Any, workdir: str) -> None:
+    """Predict `config.predict.inputs`; without inputs, a few people of `config.data.eval`.
+
+    Writes `predict/<name>/poses.json`, an overlay per picture or video, and a sheet.
+    """
+    section = config.predict
+    estimator = Estimator.load(
+        workdir,
+        checkpoint_name=section.checkpoint,
+        flip_test=section.flip_test,
+        batch=section.batch,
+    )
+    folder = epath.Path(workdir) / section.name
+    folder.mkdir(parents=True, exist_ok=True)
+    boxes = _boxes(section.boxes)
+    if not section.inputs:
+        records = _examples(config, estimator, folder)
+    else:
+        files = list(_files(section.inputs))
+        records = []
+        with ProgressBar(len(files), "predict") as bar:
+            for n, path in enumerate(files):
+                if path.suffix.lower() in video.SUFFIXES:
+                    records.append(_video(estimator, path, boxes, folder, section))
+                else:
+                    records.append(_picture(estimator, path, boxes, folder, section))
+                bar.update(n + 1)
+    write_json(
+        folder / "poses.json",
+        {"skeleton": list(estimator.skeleton.keypoints), "files": records},
+    )
+    people = sum(len(r.get("people", ())) for r in records)
+    if any(r.get("whole_image") for r in records):
+        say(
+            "no boxes were given for some pictures: each was taken as one person filling "
+            "the picture (predict.boxes=FILE.json gives boxes)"
+        )
+    say(f"{people} people in {len(records)} files: {folder}")
+
+
+def _examples(config: Any, estimator: Estimator, folder) -> list[dict[str, Any]]:
+    """A few people of the evaluation data, with their ground-truth boxes."""
+    source = data.open_source(
+        config.data.eval, root=data_root(), skeleton=config.skeleton
+    )
+    rows = np.linspace(0, len(source) - 1, min(config.predict.count, len(source)))
+    records, tiles = [], []
+    for row in rows.astype(int):
+        person, image = source.person(int(row)), source.image(int(row))
+        pose = estimator.predict_crops(image, person.box[None])
+        records.append({"file": person.file_name, **to_record(pose)})
+        tiles.append(overlay(image, pose, config.predict.threshold))
+    drawings.write_image(Path(folder / "sheet.png"), drawings.contact_sheet(tiles))
+    return records
+
+
+def _picture(estimator, path: Path, boxes, folder, section) -> dict[str, Any]:
+    image = read_image(path, honour_exif=True)
+    given = _boxes_of(boxes, path)
+    pose = estimator.predict(image, given)
+    target = folder / f"{path.stem}.png"
+    drawings.write_image(Path(target), overlay(image, pose, section.threshold))
+    return {"file": str(path), "overlay": target.name, **to_record(pose)}
+
+
+def _video(estimator, path: Path, boxes, folder, section) -> dict[str, Any]:
+    """One list of people per frame, and the video with its skeletons."""
+    given = _boxes_of(boxes, path)
+    frames: list[dict[str, Any]] = []
+    people = 0
+
+    def drawn() -> Iterator[np.ndarray]:
+        nonlocal people
+        for number, frame in enumerate(video.read_frames(path)):
+            per_frame = given.get(str(number)) if isinstance(given, Mapping) else given
+            pose = estimator.predict(frame.image, per_frame)
+            people += len(pose)
+            frames.append({"time": frame.time, **to_record(pose)})
+            yield overlay(frame.image, pose, section.threshold)
+
+    target = folder / f"{path.stem}.mp4"
+    video.write_frames(target, drawn(), rate=video.frame_rate(path))
+    return {
+        "file": str(path),
+        "overlay": target.name,
+        "frames": frames,
+        "whole_image": given is None,
+    }
+
+
+def overlay(image: np.ndarray, pose: Pose, threshold: float) -> np.ndarray:
+    """The picture with skeletons; boxes where they were given."""
+    return drawings.draw_pose(
+        image,
+        pose.keypoints,
+        pose.skeleton,
+        scores=pose.keypoint_scores,
+        boxes=None if pose.whole_image else pose.boxes,
+        threshold=threshold,
+    )
+
+
+def to_record(pose: Pose) -> dict[str, Any]:
+    """People of one picture as JSON: keypoints (x, y, score), score, box."""
+    return {
+        "whole_image": pose.whole_image,
+        "people": [
+            {
+                "keypoints": np.concatenate(
+                    [pose.keypoints[n], pose.keypoint_scores[n][:, None]], axis=1
+                )
+                .round(3)
+                .tolist(),
+                "score": round(float(pose.score[n]), 4),
+                "box": pose.boxes[n].round(2).tolist(),
+            }
+            for n in range(len(pose))
+        ],
+    }
+
+
+def _files(inputs: Any) -> Iterator[Path]:
+    """Files of a tuple of files, folders and globs, in order.
+
+    Raises:
+      UserError: nothing there, or a folder without pictures.
+    """
+    known = (*SUFFIXES, *video.SUFFIXES)
+    for name in (inputs,) if isinstance(inputs, str) else inputs:
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in known)
+            if not found:
+                raise UserError(f"{name} holds no pictures or videos ({', '.join(known)})")
+        elif path.exists():
+            found = [path]
+        else:
+            found = [Path(p) for p in sorted(glob.glob(name, recursive=True))]
+            if not found:
+                raise UserError(f"predict.inputs: {name} does not exist")
+        yield from found
+
+
+def _boxes(path: str) -> Mapping[str, Any] | None:
+    """{file name: boxes} from JSON: such a mapping, or a COCO file with annotations."""
+    if not path:
+        return None
+    root = data_root()
+    full = Path(path) if root is None or Path(path).exists() else root / path
+    try:
+        content = json.loads(full.read_text())
+    except FileNotFoundError:
+        raise UserError(f"predict.boxes={path}: no such file") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"predict.boxes={path} is not valid JSON ({error})") from None
+    if isinstance(content, Mapping) and "annotations" in content:
+        names = {row["id"]: row["file_name"] for row in content["images"]}
+        boxes: dict[str, list] = {name: [] for name in names.values()}
+        for row in content["annotations"]:
+            if not row.get("iscrowd"):
+                boxes[names[row["image_id"]]].append(row["bbox"])
+        return boxes
+    if not isinstance(content, Mapping):
+        raise UserError(
+            f"predict.boxes={path} must be an object {{file name: [[x, y, w, h], ...]}} or "
+            "a COCO annotation file"
+        )
+    return content
+
+
+def _boxes_of(boxes: Mapping[str, Any] | None, path: Path) -> Any:
+    """Boxes of one file; a picture that the file does not name has nobody."""
+    if boxes is None:
+        return None
+    for name in (path.name, str(path), path.stem):
+        if name in boxes:
+            given = boxes[name]
+            return given if isinstance(given, Mapping) else check_boxes(given)
+    return np.zeros((0, 4))
