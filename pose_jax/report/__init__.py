@@ -1,0 +1,4 @@
+"""Results on disk and arrays -> drawings, figures, tables, one HTML page.
+
+Nothing here runs a model. Import the modules by name.
+"""
