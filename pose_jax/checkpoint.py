@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from pose_jax.arrays import PyTree
-from pose_jax.writer import say
+from pose_jax.writer import is_main_process, say
 
 
 class CheckpointError(Exception):
@@ -35,6 +35,9 @@ class _Position:
 
     def set_state(self, state: bytes) -> None:
         self.state = state
+
+    def start_prefetch(self) -> None:
+        """Nothing: the loop's own iterator fetches."""
 
 
 class Restored(NamedTuple):
@@ -105,12 +108,13 @@ class Checkpoints:
     def restore(self, variables: PyTree, training: PyTree) -> Restored | None:
         """The newest step that can be read, placed as the abstract trees say.
 
-        A damaged step is named, removed and the one before is tried. None without any.
+        An unreadable step is named and set aside, and the one before is tried. None
+        without any step.
 
         Raises:
           CheckpointError: steps exist but none can be read.
         """
-        steps = self.steps()
+        steps, damaged = self.steps(), []
         for step in reversed(steps):
             position = _Position()
             try:
@@ -124,18 +128,32 @@ class Checkpoints:
                 )
             except Exception as error:  # Orbax and TensorStore raise many kinds.
                 say(
-                    f"checkpoint {step} in {self._folder} is damaged "
-                    f"({_first_line(error)}); falling back to the one before"
+                    f"checkpoint {step} in {self._folder} cannot be read "
+                    f"({_first_line(error)}); trying the one before"
                 )
-                self._manager.delete(step)
+                damaged.append(step)
                 continue
+            self._set_aside(damaged)
             return Restored(items.variables, items.training, position.state, step)
         if steps:
             raise CheckpointError(
-                f"none of the checkpoints {steps} in {self._folder} could be read; "
-                "delete the folder to start again"
+                f"none of the checkpoints {steps} in {self._folder} could be read; use "
+                "another --workdir, or delete this folder to start again"
             )
         return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Move unreadable steps away, so that the run can save these steps again."""
+        if not steps:
+            return
+        for step in steps if is_main_process() else []:
+            aside = self._folder.parent / "damaged_checkpoints" / str(step)
+            aside.parent.mkdir(exist_ok=True)
+            if aside.exists():
+                aside.rmtree()
+            (self._folder / str(step)).rename(aside)
+            say(f"moved it to {aside}")
+        self._manager.reload()
 
 
 def load_variables(workdir, which: str | int = "last") -> tuple[PyTree, int]:

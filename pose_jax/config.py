@@ -201,14 +201,16 @@ def to_plain(value: Any) -> Any:
 def from_plain(value: Any) -> ConfigDict:
     """What `config.json` holds -> ConfigDict (lists become tuples)."""
 
-    def convert(item):
-        if isinstance(item, Mapping):
-            return {key: convert(each) for key, each in item.items()}
-        if isinstance(item, list | tuple):
-            return tuple(convert(each) for each in item)
-        return item
+    return ConfigDict(to_tuples(value))
 
-    return ConfigDict(convert(value))
+
+def to_tuples(value: Any) -> Any:
+    """Lists -> tuples throughout, so that records are hashable."""
+    if isinstance(value, Mapping):
+        return {key: to_tuples(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(to_tuples(item) for item in value)
+    return value
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

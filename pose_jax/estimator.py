@@ -227,8 +227,6 @@ def fit_variables(described: Recipe, tree: PyTree) -> PyTree:
     Raises:
       CheckpointError: names or shapes differ.
     """
-    from pose_jax.training.optimiser import flat_names, unflatten_names
-
     shapes = described.shapes()
     merged = checkpoint.merge(flat_names(shapes), flat_names(tree))
     return unflatten_names(shapes, merged)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pose_jax import models, skeletons
-from pose_jax.config import to_plain
+from pose_jax.config import to_plain, to_tuples
 from pose_jax.data.pipeline import View
 from pose_jax.heatmaps import Codec
 from pose_jax.pixels import InputSpec
@@ -57,7 +57,7 @@ def recipe(config: Any, *, precision: str = "float32") -> Recipe:
       ValueError: fields that do not exist or do not fit.
       KeyError: unknown skeleton.
     """
-    plain = to_plain(config)
+    plain = to_tuples(to_plain(config))
     if precision not in PRECISIONS:
         raise ValueError(
             f"train.precision is {precision!r}; use {' or '.join(PRECISIONS)}"

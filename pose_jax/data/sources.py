@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -52,6 +52,7 @@ class Person:
     head_size: float = float("nan")
 
 
+@runtime_checkable
 class Source(Protocol):
     """People by row. `dropped` counts who was left out, by reason."""
 

@@ -47,7 +47,7 @@ class HourglassConfig:
     stacks: int = 2
     depth: int = 4
     features: int = 256
-    stem: tuple[int, int, int] = (64, 128, 128)
+    stem: tuple[int, ...] = (64, 128, 128)
     residuals: int = 1
     bottleneck_residuals: int = 1
     shortcut: str = "identity"

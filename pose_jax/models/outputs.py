@@ -7,7 +7,6 @@ from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 
 @flax.struct.dataclass
@@ -37,9 +36,9 @@ class Outputs:
       taps: every named intermediate; what nobody reads costs nothing after `jit`.
     """
 
-    heatmaps: Float[Array, "s b y x k"] | None = None
-    coordinates: Float[Array, "s b k 2"] | None = None
-    spread: Float[Array, "s b k 2"] | None = None
+    heatmaps: Any = None
+    coordinates: Any = None
+    spread: Any = None
     taps: dict[str, Any] = flax.struct.field(default_factory=dict)
 
 

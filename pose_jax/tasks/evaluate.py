@@ -105,7 +105,7 @@ def record_name(section: Any, step: int) -> str:
 
 def show(name: str, record: dict[str, Any], described: Recipe) -> None:
     """Tables on the terminal; the protocol stands above them."""
-    console = Console()
+    console = Console(width=100)
     console.print(f"[bold]{name}[/]  {record['protocol']}", highlight=False)
     if "ap" in record:
         table = Table(title=f"COCO keypoints (area: {record['ap']['area_source']})")

@@ -7,22 +7,23 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from pose_jax.arrays import PyTree
+
+# Fields are `Any` because these records also hold shapes, shardings and gradients.
 
 
 @flax.struct.dataclass
 class Mean:
     """A mean as a sum and a count: merges over stages, devices and micro-batches."""
 
-    sum: Float[Array, ""]
-    count: Float[Array, ""]
+    sum: Any
+    count: Any
 
     def merge(self, other: Mean) -> Mean:
         return Mean(self.sum + other.sum, self.count + other.count)
 
-    def compute(self) -> Float[Array, ""]:
+    def compute(self) -> jax.Array:
         return self.sum / jnp.maximum(self.count, jnp.finfo(jnp.float32).tiny)
 
 
@@ -30,14 +31,14 @@ class Mean:
 class Plateau:
     """Learning-rate factor that falls when the selection metric stops rising."""
 
-    scale: Float[Array, ""]
-    best: Float[Array, ""]
-    bad: Int[Array, ""]
+    scale: Any
+    best: Any
+    bad: Any
 
 
 @flax.struct.dataclass
 class TrainState:
-    step: Int[Array, ""]
+    step: Any
     params: PyTree
     batch_stats: PyTree
     opt_state: Any

@@ -1,0 +1,208 @@
+"""Hourglass: published sizes, taps and edits, layers against Flax's own."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pose_jax import models
+from pose_jax.models import NEWELL, THESIS, Edit, layers
+from pose_jax.models.outputs import Taps
+
+TINY = dict(name="hourglass", stacks=2, depth=1, features=8, stem=(4, 4, 8))
+
+
+@functools.cache
+def _shapes(section, k, side):
+    section = dict(section)
+    module = models.build(dict(name="hourglass", **section), num_keypoints=k)
+    images = jnp.zeros((1, side, side, 3))
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    return variables, jax.eval_shape(module.apply, variables, images)
+
+
+def shapes(section, k, side=256):
+    return _shapes(tuple(section.items()), k, side)
+
+
+def parameters(variables):
+    return sum(x.size for x in jax.tree.leaves(variables["params"]))
+
+
+@pytest.mark.parametrize(
+    "section,k,count",
+    [
+        (dict(NEWELL, stacks=1), 16, 3_426_448),
+        (dict(NEWELL, stacks=2), 16, 6_570_400),
+        (dict(NEWELL, stacks=8), 16, 25_434_112),
+        (dict(NEWELL, stacks=1), 17, 3_426_705),
+        (dict(NEWELL, stacks=2), 17, 6_571_170),
+        (dict(NEWELL, stacks=8), 17, 25_437_960),
+        (dict(THESIS, features=256), 17, 14_526_053),
+    ],
+)
+def test_parameter_counts(section, k, count):
+    variables, outputs = shapes(section, k)
+    assert parameters(variables) == count
+    assert outputs.heatmaps.shape == (section.get("stacks", 1), 1, 64, 64, k)
+    assert outputs.heatmaps.dtype == jnp.float32
+
+
+def test_thesis_latent_and_layers():
+    variables, outputs = shapes(dict(THESIS, features=256), 17)
+    assert outputs.taps["stack0/bottleneck"].shape == (1, 4, 4, 256)
+    assert "stack0/decoder0" in outputs.taps
+    kernels = [x for x in jax.tree.leaves(variables["params"]) if x.ndim > 1]
+    norms = jax.tree.leaves(variables["batch_stats"])
+    assert len(kernels) == 75 and len(norms) == 2 * 56
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    module = models.build(TINY, num_keypoints=3)
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    variables = jax.jit(module.init)(jax.random.key(0, impl="unsafe_rbg"), images)
+    return module, variables, images
+
+
+def test_every_tap_is_writable(tiny):
+    """All taps are edited by numbers in one program: nothing is recompiled per tap."""
+    module, variables, images = tiny
+    names = sorted(jax.eval_shape(module.apply, variables, images).taps)
+
+    @jax.jit
+    def run(scales, shifts):
+        edits = {n: Edit(a, b) for n, a, b in zip(names, scales, shifts)}
+        return module.apply(variables, images, edits=edits)
+
+    ones, zeros = [1.0] * len(names), [0.0] * len(names)
+    clean = run(ones, zeros)
+    np.testing.assert_allclose(
+        clean.heatmaps, jax.jit(module.apply)(variables, images).heatmaps, atol=1e-5
+    )
+    for index, name in enumerate(names):
+        moved = run(ones, [float(i == index) for i in range(len(names))])
+        assert not np.allclose(moved.heatmaps[-1], clean.heatmaps[-1]), name
+        np.testing.assert_allclose(moved.taps[name], clean.taps[name] + 1, atol=1e-5)
+        blank = run([float(i != index) for i in range(len(names))], zeros)
+        assert np.all(np.asarray(blank.taps[name]) == 0), name
+
+
+def test_edits_are_traced_and_vmap(tiny):
+    module, variables, images = tiny
+    traces = []
+
+    @jax.jit
+    def gate(scale):
+        traces.append(1)
+        return module.apply(
+            variables, images, edits={"stack0/skip0": Edit(scale)}
+        ).heatmaps[-1]
+
+    open_, shut = gate(1.0), gate(0.0)
+    both = jax.vmap(gate)(jnp.array([1.0, 0.0]))
+    np.testing.assert_allclose(both[0], open_, atol=1e-5)
+    np.testing.assert_allclose(both[1], shut, atol=1e-5)
+    assert not np.allclose(open_, shut)
+    assert len(traces) == 2  # Once alone, once under vmap; never per value.
+
+
+def test_unknown_tap_is_named(tiny):
+    module, variables, images = tiny
+    with pytest.raises(ValueError, match="unknown taps.*stack0/skpi"):
+        module.apply(variables, images, edits={"stack0/skpi": Edit(0.0)})
+    assert Taps().finish() == {}
+
+
+def test_remat_changes_nothing(tiny):
+    module, variables, images = tiny
+    other = models.build(dict(TINY, remat=True), num_keypoints=3)
+
+    def loss(module, params):
+        variables_ = {"params": params, "batch_stats": variables["batch_stats"]}
+        out, _ = module.apply(variables_, images, train=True, mutable=["batch_stats"])
+        return jnp.square(out.heatmaps).mean()
+
+    a = jax.jit(jax.grad(lambda p: loss(module, p)))(variables["params"])
+    b = jax.jit(jax.grad(lambda p: loss(other, p)))(variables["params"])
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
+
+
+def test_bfloat16_keeps_parameters_and_statistics_in_float32(tiny):
+    _, variables, images = tiny
+    module = models.build(dict(TINY, dtype="bfloat16"), num_keypoints=3)
+    outputs, updated = jax.jit(
+        lambda v: module.apply(v, images, train=True, mutable=["batch_stats"])
+    )(variables)
+    assert outputs.heatmaps.dtype == jnp.float32
+    assert outputs.taps["stack0/skip0"].dtype == jnp.bfloat16
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(updated))
+
+
+@pytest.mark.parametrize(
+    "section,message",
+    [
+        (dict(name="hourglas"), "choose one of hourglass"),
+        (dict(name="hourglass", stack=2), "did you mean model.stacks"),
+        (dict(name="hourglass", shortcut="conv"), "model.shortcut"),
+        (dict(name="hourglass", stem=(1, 2)), "three widths"),
+        (dict(name="hourglass", stacks=0), "at least 1"),
+    ],
+)
+def test_bad_sections_are_explained(section, message):
+    with pytest.raises(ValueError, match=message):
+        models.build(section, num_keypoints=3)
+
+
+def test_odd_maps_are_explained():
+    module = models.build(TINY, num_keypoints=3)
+    with pytest.raises(ValueError, match="divisible by"):
+        jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 36, 36, 3)))
+
+
+class _Reference(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")
+        return nn.relu(norm(x))
+
+
+class _Ours(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return layers.NormRelu(name="norm")(x, train=train)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_norm_relu_equals_flax(train):
+    x = 3 * jax.random.normal(jax.random.key(2), (4, 5, 6, 7)) + 1
+    variables = _Ours().init(jax.random.key(0), x, train=True)
+    variables = jax.tree.map(
+        lambda a: a + 0.3 * jax.random.uniform(jax.random.key(3), a.shape), variables
+    )
+
+    def run(module):
+        def loss(params, x):
+            v = {"params": params, "batch_stats": variables["batch_stats"]}
+            y, updated = module.apply(v, x, train=train, mutable=["batch_stats"])
+            return (y * jnp.cos(y + x)).sum(), updated
+
+        grad = jax.value_and_grad(loss, (0, 1), has_aux=True)
+        return jax.jit(grad)(variables["params"], x)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5),
+        run(_Ours()),
+        run(_Reference()),
+    )
+
+
+def test_pool_and_upsample_equal_flax():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 8, 3))
+    np.testing.assert_array_equal(layers.max_pool2(x), nn.max_pool(x, (2, 2), (2, 2)))
+    np.testing.assert_array_equal(
+        layers.upsample2(x), jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
+    )
