@@ -1,8 +1,11 @@
-"""Entry point.
+"""Train, evaluate, predict: everything starts here.
 
     python -m pose_jax.main --config=configs/NAME.py[:arg] --workdir=DIR [--config.a.b=v]
 
-Runs the tasks named in `config.tasks`, in order. The same command again resumes.
+Runs the tasks named in `config.tasks` in order; the same command again resumes. --config names a
+config file, with an argument after a colon (configs/hourglass.py:lspet); any of its values is
+overridden by its dotted name (--config.train.steps=500, --config.tasks="('evaluate',)"). Data
+sets are found under the folder in POSE_JAX_DATA. POSE_JAX_DEBUG=1 shows full tracebacks.
 """
 
 from __future__ import annotations
@@ -115,7 +118,12 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _fail(error: BaseException) -> None:
     text = error.args[0] if error.args and isinstance(error, KeyError) else error
-    print(f"error: {text}", file=sys.stderr)
+    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
+    if any(line.startswith("Traceback") for line in lines):
+        lines = lines[-1:]  # A config file raised: its last line is the message.
+    elif not isinstance(error, UserError):
+        lines = [" ".join(lines)]
+    print("error: " + "\n".join(lines), file=sys.stderr)
     sys.exit(2)
 
 

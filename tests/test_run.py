@@ -49,11 +49,6 @@ def straight(tmp_path_factory):
 def test_resume_equals_uninterrupted(straight, tmp_path, capsys):
     """Four steps, then the same command again: bit for bit the run of six."""
 
-    class Interrupted(train.Loop):
-        def run(self):
-            self.config.unlock()
-            super().run()
-
     c = tiny_config()
     loop = train.Loop(c, str(tmp_path))
     original = loop.train_step

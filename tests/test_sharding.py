@@ -1,0 +1,188 @@
+"""Many devices and processes: emulated on the CPU, in processes of their own."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from pose_jax import sharding
+from pose_jax.sharding import MeshConfig
+
+STEPS = """
+import json, sys
+import jax, numpy as np
+sys.path.insert(0, TESTS)
+from test_training import build, make_batch
+from tiny import tiny_config
+from pose_jax import sharding
+from pose_jax.training import step as step_, optimiser
+from pose_jax.training.objectives import heatmap
+from pose_jax.pixels import ColourJitter
+from pose_jax import recipe as recipe_
+
+def run(mesh, fsdp=False, features=8):
+    c = tiny_config()
+    c.model.features = features
+    c.optimiser.update(name="sgd", learning_rate=0.05)
+    described = recipe_.recipe(c)
+    objective = heatmap.make(
+        c.objective, described.module, described.spec, described.codec, ColourJitter()
+    )
+    transform, schedule = optimiser.make_optimiser(c.optimiser, 9, objective.trainable)
+    state, shardings = step_.create_state(
+        step_.make_init(objective, transform, average=True), jax.random.key(0),
+        step_.example_batch((32, 32), 17), mesh, fsdp=fsdp)
+    step = step_.compile_step(
+        step_.make_train_step(objective, transform, schedule, seed=0, decay=0.9),
+        shardings, mesh)
+    losses = []
+    for seed in range(1):
+        state, metrics = step(state, sharding.put_batch(make_batch(16, seed=seed), mesh))
+        losses.append(float(metrics["loss"]))
+    return state, losses, step
+"""
+
+
+def child(code, environment, devices=8, **variables):
+    code = STEPS.replace("TESTS", repr(os.path.dirname(__file__))) + code
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, "JAX_NUM_CPU_DEVICES": str(devices), **variables},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_eight_devices_equal_one(environment):
+    """Batch split over eight devices, and four with channels over two: same numbers, BatchNorm
+    statistics of the global batch included; FSDP splits the large arrays."""
+    result = child(
+        """
+devices = jax.devices()
+assert len(devices) == 8
+one, losses, _ = run(sharding.make_mesh(sharding.MeshConfig(data=1), devices[:1]))
+worst, all_losses = [], [losses]
+sharding._SMALL = 256
+for mesh, fsdp in (((8, 1), False), ((4, 2), True)):
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=mesh[0], model=mesh[1]), devices)
+    many, losses, step = run(mesh, fsdp)
+    all_losses.append(losses)
+    for name in ("params", "batch_stats", "average"):
+        for a, b in zip(jax.tree.leaves(getattr(one, name)),
+                        jax.tree.leaves(getattr(many, name))):
+            worst.append(float(np.abs(np.asarray(a) - np.asarray(b)).max()))
+    assert step._cache_size() == 1
+split = [str(x.sharding.spec) for x in jax.tree.leaves(many.params)]
+print(json.dumps(dict(worst=max(worst), losses=all_losses,
+    split=sum("data" in s for s in split), channels=sum("model" in s for s in split))))
+""",
+        environment,
+    )
+    assert result["worst"] < 1e-4
+    for losses in result["losses"][1:]:
+        np.testing.assert_allclose(losses, result["losses"][0], rtol=1e-5)
+    assert result["split"] > 0 and result["channels"] > 0
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_programs_lower_for_accelerators(platform):
+    """Train and predict programs export from the CPU for hardware that is not here."""
+    from test_training import build, make_batch
+    from tiny import tiny_config
+
+    from pose_jax import inference
+    from pose_jax.recipe import recipe
+
+    c = tiny_config()
+    _, state, _, step, _ = build(c, accumulation=2, decay=0.9)
+    batch = make_batch()
+    exported = jax.export.export(jax.jit(step), platforms=[platform])(state, batch)
+    assert exported.platforms == (platform,)
+    assert len(exported.mlir_module_serialized) > 1000
+    predict = jax.jit(inference.make_predict(recipe(c), flip_test=True))
+    sent = {name: batch[name] for name in ("image", "keypoints", "visible")}
+    exported = jax.export.export(predict, platforms=[platform])(state.variables, sent)
+    assert exported.out_avals[-1].shape[0] == 8
+
+
+@pytest.mark.parametrize(
+    "config,message",
+    [
+        (MeshConfig(data=3, model=99), "asks for 297 devices"),
+        (MeshConfig(data=0), "sizes are positive"),
+        (MeshConfig(model=2), "devices"),
+    ],
+)
+def test_impossible_meshes_are_explained(config, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.make_mesh(config, jax.devices()[:1])
+
+
+def test_indivisible_batches_are_explained():
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    with pytest.raises(ValueError, match="accumulation 3; use 9"):
+        sharding.check_batch(8, mesh, accumulation=3)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_two_processes_train_save_and_restore(environment, repository, tmp_path):
+    """Two processes on this machine, two devices each: train, save, resume, evaluate."""
+    from tiny import write_config
+
+    from pose_jax import checkpoint
+    from pose_jax.trees import flat_names
+
+    port = free_port()
+
+    def start(rank, workdir, steps):
+        config = write_config(tmp_path / f"tiny_{steps}_{rank}.py")
+        return subprocess.Popen(
+            [sys.executable, "-m", "pose_jax.main", f"--config={config}",
+             f"--workdir={workdir}", f"--config.train.steps={steps}",
+             "--config.tasks=('train','evaluate')", "--config.optimiser.name=sgd",
+             "--distributed"],
+            env={**environment, "JAX_NUM_CPU_DEVICES": "2",
+                 "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                 "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(rank)},
+            cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def finish(processes):
+        said = []
+        for process in processes:
+            out, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, out
+            said.append(out)
+        return said[0]
+
+    two = tmp_path / "two"
+    finish([start(rank, two, 2) for rank in range(2)])
+    assert (two / "results.json").exists()
+    # The second half of the run starts from what both processes saved.
+    stored = json.loads((two / "config.json").read_text())
+    stored["train"]["steps"] = 4
+    (two / "config.json").write_text(json.dumps(stored))
+    files = sorted(p.name for p in (two / "checkpoints/2/data").glob("process*"))
+    assert files == ["process_0-of-2.json", "process_1-of-2.json"]
+    out = finish([start(rank, two, 4) for rank in range(2)])
+    assert "resuming" in out
+    results = json.loads((two / "results.json").read_text())
+    assert results["val-gt-flip-4"]["people"] == 16
+    tree, step = checkpoint.load_variables(two, "last")
+    assert step == 4
+    assert all(np.isfinite(x).all() for x in flat_names(tree).values())
+    rows = json.loads((two / "predictions.json").read_text())
+    assert len({row["image_id"] for row in rows}) == 16
