@@ -13,12 +13,14 @@
 Data are found through POSE_JAX_DATA, a folder with one sub-folder per data set.
 """  # noqa: E501
 
+from typing import Any
+
 from pose_jax.config import default, source
 from pose_jax.models import NEWELL, THESIS
 
-_LSPET = dict(name="coco", images="lspet/images")
-_COCO17 = dict(name="coco", images="coco17/images")
-SMALL = dict(stacks=1, depth=4, features=80, stem=(32, 64, 64))
+_LSPET: dict[str, Any] = dict(name="coco", images="lspet/images")
+_COCO17: dict[str, Any] = dict(name="coco", images="coco17/images")
+SMALL: dict[str, Any] = dict(stacks=1, depth=4, features=80, stem=(32, 64, 64))
 
 
 def get_config(arg="lspet"):
@@ -48,7 +50,7 @@ def _fast(c):
 def _lspet(c):
     _fast(c)
     c.skeleton = "lsp"
-    train = dict(_LSPET, path="lspet/lspet_train.json", holdout=0.06)
+    train: dict[str, Any] = dict(_LSPET, path="lspet/lspet_train.json", holdout=0.06)
     c.data.train.source = source(**train, part="train")
     c.data.train.augment.update(
         rotation_deg=30.0, rotation_probability=0.6, scale=0.25, shift=0.05, gain=0.2
@@ -72,7 +74,9 @@ def _coco(c):
     _fast(c)
     c.skeleton = "coco"
     c.init_from.path = "runs/lspet"
-    train = dict(_COCO17, path="coco17/person_keypoints_train.json", holdout=0.1)
+    train: dict[str, Any] = dict(
+        _COCO17, path="coco17/person_keypoints_train.json", holdout=0.1
+    )
     c.data.train.source = source(**train, part="train", min_side_px=32.0)
     c.data.train.augment.update(
         rotation_deg=20.0, scale=0.25, shift=0.05, half_body=0.2, gain=0.2
@@ -86,9 +90,7 @@ def _coco(c):
     c.train.update(
         steps=2400, batch=16, ema=0.998, log_every=100, save_every=600, eval_every=600
     )
-    c.evaluate.update(
-        name="coco17-val", metrics=("ap", "pck"), batch=64, overlays=24
-    )
+    c.evaluate.update(name="coco17-val", metrics=("ap", "pck"), batch=64, overlays=24)
     return c
 
 
@@ -98,7 +100,7 @@ def _mpii(c):
     c.input.update(size=(256, 256), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     c.codec.update(encode="unbiased", decode="quarter", sigma_px=1.0)
     c.model = dict(name="hourglass", stacks=2, **NEWELL)
-    train = dict(name="mpii", images="mpii/images")
+    train: dict[str, Any] = dict(name="mpii", images="mpii/images")
     c.data.train.source = source(**train, path="mpii/train.h5")
     c.data.train.augment.update(rotation_deg=30.0, rotation_probability=0.4, gain=0.4)
     c.data.eval = source(**train, path="mpii/valid.h5")
@@ -124,7 +126,7 @@ def _thesis(c):
     )  # fmt: skip
     c.codec.update(encode="thesis", decode="argmax", sigma_px=1.0, flip="none")
     c.model = dict(name="hourglass", features=256, **THESIS)
-    train = dict(name="coco", images="coco/train2017")
+    train: dict[str, Any] = dict(name="coco", images="coco/train2017")
     c.data.train.source = source(
         **train, path="coco/annotations/person_keypoints_train2017.json"
     )
@@ -144,7 +146,9 @@ def _thesis_small(c):
     c = _thesis(c)
     c.input.size = (128, 128)
     c.model.update(features=64, stem=(64, 64, 64))
-    train = dict(_COCO17, path="coco17/person_keypoints_train.json", holdout=0.1)
+    train: dict[str, Any] = dict(
+        _COCO17, path="coco17/person_keypoints_train.json", holdout=0.1
+    )
     c.data.train.source = source(**train, part="train")
     c.data.select = source(**train, part="held_out")
     c.data.eval = source(**_COCO17, path="coco17/person_keypoints_val.json")

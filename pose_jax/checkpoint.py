@@ -118,7 +118,7 @@ class Checkpoints:
         for step in reversed(steps):
             position = _Position()
             try:
-                items = self._manager.restore(
+                items: Any = self._manager.restore(
                     step,
                     args=ocp.args.Composite(
                         variables=ocp.args.StandardRestore(variables),

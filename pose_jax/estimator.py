@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +135,7 @@ class Estimator:
                     f"{len(images)} pictures but {len(each)} lists of boxes; give one list "
                     "of boxes per picture"
                 )
-            return [
-                self._one(image, b, detector) for image, b in zip(images, each)
-            ]
+            return [self._one(image, b, detector) for image, b in zip(images, each)]
         return self._one(images, boxes, detector)
 
     def _one(self, image: Any, boxes: Any, detector: Detector | None) -> Pose:

@@ -129,7 +129,11 @@ def average_precision(
     if shared.missing:
         dataset = _only(dataset, shared.target)
     result = ap.coco_ap(dataset, list(rows), sigmas=np.asarray(source.skeleton.sigmas))
-    return {**result, "area_source": area_source, "sigmas": source.skeleton.sigmas_source}
+    return {
+        **result,
+        "area_source": area_source,
+        "sigmas": source.skeleton.sigmas_source,
+    }
 
 
 def _only(dataset: Mapping[str, Any], joints: np.ndarray) -> dict[str, Any]:
@@ -203,7 +207,13 @@ def score(
     longer = pck_.box_longer_side(boxes)
     if "pck" in section.metrics:
         record = pck_.pck(
-            predictions.keypoints, true, visible, longer, thresholds, names, name="PCK box"
+            predictions.keypoints,
+            true,
+            visible,
+            longer,
+            thresholds,
+            names,
+            name="PCK box",
         )
         result["pck"] = record.compute()
         if section.bootstrap:
@@ -224,7 +234,13 @@ def score(
         matrices = np.stack([_crop_matrix(p, recipe) for p in people])
         sides = pck_.crop_side(matrices, recipe.spec.size)
         record = pck_.pck(
-            predictions.keypoints, true, visible, sides, thresholds, names, name="PCK crop"
+            predictions.keypoints,
+            true,
+            visible,
+            sides,
+            thresholds,
+            names,
+            name="PCK crop",
         )
         result["pck_crop"] = record.compute()
     if "heatmap_pck" in section.metrics:
@@ -248,7 +264,10 @@ def score(
 
 def _crop_matrix(person: Person, recipe: Recipe) -> np.ndarray:
     return geometry.crop_matrix(
-        person.box, recipe.spec.size, padding=recipe.spec.padding, unit=recipe.codec.unit
+        person.box,
+        recipe.spec.size,
+        padding=recipe.spec.padding,
+        unit=recipe.codec.unit,
     )
 
 
@@ -257,7 +276,9 @@ def _interval(record, images: Sequence[Any], visible, resamples: int):
     labelled = (visible > 0).any(1)
     groups = [image for image, some in zip(images, labelled) if some]
     return [
-        intervals.ratio_interval(correct, record.entry_count, groups, resamples=resamples)
+        intervals.ratio_interval(
+            correct, record.entry_count, groups, resamples=resamples
+        )
         for correct in record.entry_correct
     ]
 

@@ -137,8 +137,7 @@ def _render_thesis(centre, visible, map_size):
         return jnp.einsum("pok,ok->pk", reads[:, :, None] == cell, kernel)
 
     inside = jnp.all(
-        (jnp.floor(centre) >= 0)
-        & (jnp.floor(centre) < jnp.array([width, height])),
+        (jnp.floor(centre) >= 0) & (jnp.floor(centre) < jnp.array([width, height])),
         axis=-1,
     )
     drawn = ((visible > 0) & inside).astype(centre.dtype)
@@ -149,9 +148,7 @@ def _render_thesis(centre, visible, map_size):
 # --- decode -----------------------------------------------------------------------------
 
 
-def activate(
-    maps: Float[Array, "*b y x k"], codec: Codec
-) -> Float[Array, "*b y x k"]:
+def activate(maps: Float[Array, "*b y x k"], codec: Codec) -> Float[Array, "*b y x k"]:
     """Raw model maps -> heatmaps in float32, as `codec.activation` says."""
     maps = maps.astype(jnp.promote_types(maps.dtype, jnp.float32))
     if codec.activation == "none":

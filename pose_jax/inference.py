@@ -13,13 +13,13 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from pose_jax import geometry, heatmaps, sharding
-from pose_jax.arrays import Array, PyTree
+from pose_jax.arrays import PyTree
 from pose_jax.data import pipeline
 from pose_jax.data.sources import Source
 from pose_jax.pixels import normalise
 from pose_jax.recipe import Recipe
 
-Predict = Callable[[PyTree, dict[str, Any]], dict[str, Array]]
+Predict = Callable[[PyTree, dict[str, Any]], dict[str, Any]]
 
 
 def make_predict(recipe: Recipe, *, flip_test: bool) -> Predict:
@@ -31,11 +31,10 @@ def make_predict(recipe: Recipe, *, flip_test: bool) -> Predict:
     codec, size = recipe.codec, recipe.spec.size
 
     def maps_of(variables, images):
-        outputs = recipe.module.apply(variables, normalise(images, recipe.spec))
-        assert isinstance(outputs.heatmaps, jax.Array)
+        outputs: Any = recipe.module.apply(variables, normalise(images, recipe.spec))
         return heatmaps.activate(outputs.heatmaps[-1], codec)
 
-    def predict(variables: PyTree, batch: dict[str, Any]) -> dict[str, Array]:
+    def predict(variables: PyTree, batch: dict[str, Any]) -> dict[str, Any]:
         images = batch["image"]
         maps = maps_of(variables, images)
         if flip_test:
@@ -50,7 +49,9 @@ def make_predict(recipe: Recipe, *, flip_test: bool) -> Predict:
         }
         if "keypoints" in batch:
             targets = jax.vmap(
-                lambda p, v: heatmaps.render(p, v, codec, size, maps.shape[1:3])
+                lambda p, v: heatmaps.render(
+                    p, v, codec, size, (maps.shape[1], maps.shape[2])
+                )
             )(batch["keypoints"], batch["visible"])
             result["true_grid"] = jax.vmap(heatmaps.argmax)(targets)
             result["drawn"] = targets.max((1, 2)) > 0
@@ -109,7 +110,9 @@ def predict_source(
         split.
     """
     sharding.check_batch(batch, mesh, what="evaluate.batch")
-    compiled = compiled or compile_predict(make_predict(recipe, flip_test=flip_test), mesh)
+    compiled = compiled or compile_predict(
+        make_predict(recipe, flip_test=flip_test), mesh
+    )
     variables = jax.device_put(variables, sharding.replicated(mesh))
     wanted = list(range(len(source)) if rows is None else rows)
     parts, done = [], 0
@@ -154,5 +157,5 @@ def predict_source(
 
 def _map_size(recipe: Recipe) -> tuple[int, int]:
     images = jnp.zeros((1, *recipe.spec.size, 3))
-    outputs = jax.eval_shape(recipe.module.apply, recipe.shapes(), images)
+    outputs: Any = jax.eval_shape(recipe.module.apply, recipe.shapes(), images)
     return outputs.heatmaps.shape[2], outputs.heatmaps.shape[3]

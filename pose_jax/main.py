@@ -27,7 +27,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "overridden by its dotted name: --config.train.steps=500.",
     lock_config=True,
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder that holds everything of the run.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder that holds everything of the run."
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
     False,
@@ -68,7 +70,9 @@ def _start_devices() -> None:
         jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if _DISTRIBUTED.value or "SLURM_STEP_NODELIST" in os.environ:
-        number, rank = (os.environ.get(f"JAX_{n}") for n in ("NUM_PROCESSES", "PROCESS_ID"))
+        number, rank = (
+            os.environ.get(f"JAX_{n}") for n in ("NUM_PROCESSES", "PROCESS_ID")
+        )
         if number is None or rank is None:
             jax.distributed.initialize()
         else:
@@ -111,7 +115,14 @@ def _parse(argv: list[str]) -> list[str]:
     """absl's parser, with config errors (unknown key, wrong type, no file) as one line."""
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (
+        flags.Error,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+    ) as error:
         _fail(error)
         raise
 

@@ -94,9 +94,7 @@ class Skeleton:
 
     def cluster_indices(self) -> tuple[tuple[int, ...], ...]:
         """Keypoint indices of every cluster, in cluster order."""
-        return tuple(
-            tuple(self.index(k) for k in names) for _, names in self.clusters
-        )
+        return tuple(tuple(self.index(k) for k in names) for _, names in self.clusters)
 
 
 @dataclasses.dataclass(frozen=True)

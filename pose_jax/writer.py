@@ -66,7 +66,9 @@ def read_json(path, default: Any = None) -> Any:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); restore or delete it")
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); restore or delete it"
+        ) from None
 
 
 def update_results(workdir, name: str, record: Mapping[str, Any]) -> None:
@@ -123,7 +125,9 @@ def _git_revision() -> str | None:
 
     try:
         revision = git("rev-parse", "HEAD")
-        return revision and revision + ("+dirty" if git("status", "--porcelain") else "")
+        return revision and revision + (
+            "+dirty" if git("status", "--porcelain") else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -24,7 +24,13 @@ def test_box_fills_the_crop():
 @pytest.mark.parametrize("unit", [False, True])
 def test_points_return(generator, unit):
     matrix = crop_matrix(
-        BOX, (128, 96), unit=unit, rotation_deg=33, scale=1.2, shift=(0.1, -0.2), flip=True
+        BOX,
+        (128, 96),
+        unit=unit,
+        rotation_deg=33,
+        scale=1.2,
+        shift=(0.1, -0.2),
+        flip=True,
     )
     points = generator.uniform(-50, 300, (20, 2))
     np.testing.assert_allclose(invert(transform(points, matrix), matrix), points)

@@ -98,7 +98,9 @@ def test_thesis_targets(visible, sigma, peak, squares):
     )
 
 
-@pytest.mark.parametrize("x,y", [(0.0, 1.0), (255.0, 254.6), (253.0, 3.0), (2.0, 128.0)])
+@pytest.mark.parametrize(
+    "x,y", [(0.0, 1.0), (255.0, 254.6), (253.0, 3.0), (2.0, 128.0)]
+)
 def test_thesis_targets_keep_their_mass_at_the_border(x, y):
     codec = Codec("thesis", "argmax", sigma_px=1.0)
     maps = render(jnp.array([[x, y]]), jnp.array([1]), codec, (256, 256), (64, 64))

@@ -45,9 +45,16 @@ def test_help_explains(run):
             ["--config=configs/quickstart.py", "--workdir=w", "--config.train.steps=x"],
             "steps",
         ),
-        (["--config=configs/quickstart.py", "--workdir=w", "more"], "unexpected argument"),
         (
-            ["--config=configs/quickstart.py", "--workdir=w", "--config.tasks=('trian',)"],
+            ["--config=configs/quickstart.py", "--workdir=w", "more"],
+            "unexpected argument",
+        ),
+        (
+            [
+                "--config=configs/quickstart.py",
+                "--workdir=w",
+                "--config.tasks=('trian',)",
+            ],
             "unknown task 'trian'",
         ),
         (

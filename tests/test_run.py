@@ -70,7 +70,9 @@ def test_resume_equals_uninterrupted(straight, tmp_path, capsys):
     b, step_b = weights(tmp_path)
     assert step_a == step_b == 6
     assert same(a, b)
-    rows = [json.loads(r) for r in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(r) for r in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
     steps = [r["step"] for r in rows if "train/loss" in r]
     assert steps == sorted(set(steps))
 

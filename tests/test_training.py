@@ -19,9 +19,13 @@ from pose_jax.trees import flat_names
 
 def make_batch(count=8, side=32, k=17, seed=0):
     generator = np.random.default_rng(seed)
-    batch = {n: np.array(v) for n, v in step_.example_batch((side, side), k, count).items()}
+    batch = {
+        n: np.array(v) for n, v in step_.example_batch((side, side), k, count).items()
+    }
     batch["image"] = generator.integers(0, 256, batch["image"].shape).astype(np.uint8)
-    batch["keypoints"] = generator.uniform(0, side - 1, (count, k, 2)).astype(np.float32)
+    batch["keypoints"] = generator.uniform(0, side - 1, (count, k, 2)).astype(
+        np.float32
+    )
     batch["visible"] = generator.integers(0, 3, (count, k)).astype(np.int32)
     batch["weight"] = (batch["visible"] > 0).astype(np.float32)
     batch["mask"][:] = True
@@ -41,7 +45,11 @@ def build(c, **step_fields):
         objective, transform, average=step_fields.get("decay", 0) > 0
     )
     state, shardings = step_.create_state(
-        init, jax.random.key(0, impl="unsafe_rbg"), step_.example_batch((32, 32), 17), mesh, fsdp=False
+        init,
+        jax.random.key(0, impl="unsafe_rbg"),
+        step_.example_batch((32, 32), 17),
+        mesh,
+        fsdp=False,
     )
     step = step_.make_train_step(objective, transform, schedule, seed=0, **step_fields)
     return objective, state, shardings, step, mesh
@@ -81,9 +89,11 @@ def test_golden_step(loss):
     # Weights from numpy: JAX's generators may change between versions and backends.
     generator = np.random.default_rng(7)
     params = jax.tree.map(
-        lambda p: generator.normal(0, 0.2, p.shape).astype(np.float32)
-        if p.ndim > 1
-        else np.asarray(p),
+        lambda p: (
+            generator.normal(0, 0.2, p.shape).astype(np.float32)
+            if p.ndim > 1
+            else np.asarray(p)
+        ),
         state.params,
     )
     state = jax.device_put(state.replace(params=params), shardings)
@@ -185,7 +195,9 @@ def test_average_follows_the_parameters():
     _, state, _, step, _ = build(tiny_config(), decay=0.5)
     new, _ = jax.jit(step)(state, make_batch())
     keep = 0.1  # (1 + 0) / (10 + 0) < 0.5 at the first step.
-    expected = jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, state.params, new.params)
+    expected = jax.tree.map(
+        lambda a, b: keep * a + (1 - keep) * b, state.params, new.params
+    )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.average, expected
     )
@@ -239,7 +251,9 @@ def test_unlabelled_as_empty_supervises_silence():
     objective, *_ = build(c)
     batch = make_batch(count=2)
     batch["visible"][:], batch["weight"][:] = 0, 0
-    loss, zero = objective.supervise(_outputs(np.ones((1, 2, 8, 8, 17), np.float32)), batch)
+    loss, zero = objective.supervise(
+        _outputs(np.ones((1, 2, 8, 8, 17), np.float32)), batch
+    )
     np.testing.assert_allclose([loss.compute(), zero.compute()], [1.0, 0.0])
 
 
@@ -270,13 +284,16 @@ def test_transfer_maps_joints_by_name():
         "params/stack0_heatmaps/kernel", "params/stack0_heatmaps/bias",
     }  # fmt: skip
     generator = np.random.default_rng(0)
-    old = {n: generator.normal(size=x.shape) for n, x in flat_names(lsp.shapes()).items()}
+    old = {
+        n: generator.normal(size=x.shape) for n, x in flat_names(lsp.shapes()).items()
+    }
     new = {n: np.zeros(x.shape) for n, x in flat_names(coco.shapes()).items()}
     result = transfer.transfer(new, old, axes, get("lsp"), get("coco"))
     head = "params/stack0_heatmaps/bias"
-    assert result.leaves[head][get("coco").index("left_knee")] == old[head][
-        get("lsp").index("left_knee")
-    ]
+    assert (
+        result.leaves[head][get("coco").index("left_knee")]
+        == old[head][get("lsp").index("left_knee")]
+    )
     assert result.leaves[head][get("coco").index("nose")] == 0
     assert set(result.mapped) == set(counted) and not result.fresh
     only = transfer.transfer(

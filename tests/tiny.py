@@ -18,7 +18,13 @@ def tiny_config(**train):
     c.data.select = config.source(count=16, seed=2, size=(48, 48))
     c.data.eval = config.source(count=16, seed=3, size=(48, 48))
     c.train.update(
-        steps=6, batch=8, log_every=2, save_every=2, eval_every=3, keep_last=2, threads=1
+        steps=6,
+        batch=8,
+        log_every=2,
+        save_every=2,
+        eval_every=3,
+        keep_last=2,
+        threads=1,
     )
     c.train.update(train)
     c.evaluate.update(batch=8, bootstrap=20, metrics=("pck", "pck_torso", "ap"))

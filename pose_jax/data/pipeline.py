@@ -66,13 +66,18 @@ def make_sample(
     view: View,
     augment: Augment | None = None,
     generator: np.random.Generator | None = None,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """One row of a batch. A picture that cannot be read gives `mask = False`."""
     person = to_skeleton(source.person(row), source.skeleton, view.skeleton)
     flip = False
     if augment is not None and generator is not None:
         matrix, flip = sample_matrix(
-            person, view.skeleton, view.spec, augment, unit=view.unit, generator=generator
+            person,
+            view.skeleton,
+            view.spec,
+            augment,
+            unit=view.unit,
+            generator=generator,
         )
     else:
         matrix = crop_matrix(person, view)
@@ -132,7 +137,9 @@ def train_iterator(
       ValueError: fewer people than processes, or a batch the processes cannot share.
     """
     if batch % processes:
-        raise ValueError(f"train.batch={batch} is not divisible by {processes} processes")
+        raise ValueError(
+            f"train.batch={batch} is not divisible by {processes} processes"
+        )
     usable = len(source) // processes * processes
     if usable == 0:
         raise ValueError(f"{len(source)} people cannot feed {processes} processes")

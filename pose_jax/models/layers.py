@@ -7,7 +7,6 @@ own gradient, which recomputes the ReLU mask instead of storing it.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -51,7 +50,9 @@ def conv1x1(features: int, name: str, dtype: Any, *, use_bias: bool = True) -> n
     )
 
 
-def conv(features: int, size: int, name: str, dtype: Any, *, strides: int = 1) -> nn.Conv:
+def conv(
+    features: int, size: int, name: str, dtype: Any, *, strides: int = 1
+) -> nn.Conv:
     """Square convolution with PyTorch's symmetric padding (not "SAME" under strides)."""
     pad = size // 2
     return nn.Conv(
@@ -90,7 +91,8 @@ class NormRelu(nn.Module):
             factor = scale * jax.lax.rsqrt(variance.value + EPSILON)
             offset = bias - mean.value * factor
             return jax.nn.relu(x * factor.astype(x.dtype) + offset.astype(x.dtype))
-        y, batch_mean, batch_variance = _norm_relu(x, scale, bias)
+        result: Any = _norm_relu(x, scale, bias)
+        y, batch_mean, batch_variance = result
         if not self.is_initializing():
             keep = self.momentum
             mean.value = keep * mean.value + (1 - keep) * batch_mean
@@ -98,7 +100,7 @@ class NormRelu(nn.Module):
         return y
 
 
-@functools.partial(jax.custom_vjp)
+@jax.custom_vjp
 def _norm_relu(x, scale, bias):
     return _norm_relu_forward(x, scale, bias)[0]
 

@@ -71,7 +71,6 @@ class Taps:
         unknown = sorted(set(self._edits) - set(self._seen))
         if unknown:
             raise ValueError(
-                f"edits name unknown taps {unknown}; this model has "
-                f"{sorted(self._seen)}"
+                f"edits name unknown taps {unknown}; this model has {sorted(self._seen)}"
             )
         return self._seen

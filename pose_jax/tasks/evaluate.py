@@ -37,7 +37,7 @@ def run(config: Any, workdir: str) -> None:
     tree, step = checkpoint.load_variables(workdir, section.checkpoint)
     variables = fit_variables(described, tree)
     mesh = sharding.make_mesh(sharding.MeshConfig(**to_plain(config.mesh)))
-    opened = dict(root=data_root(), skeleton=config.skeleton)
+    opened: dict[str, Any] = dict(root=data_root(), skeleton=config.skeleton)
     source = data.open_source(
         config.data.eval,
         area_source=section.area_source,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -38,7 +39,10 @@ def from_model(config: Any, described: Recipe, state: TrainState) -> TrainState:
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
     try:
         result = transfer.transfer(
-            {name: np.asarray(x) for name, x in flat_names(jax.device_get(fresh)).items()},
+            {
+                name: np.asarray(x)
+                for name, x in flat_names(jax.device_get(fresh)).items()
+            },
             flat_names(loaded),
             axes,
             source.skeleton,
@@ -49,10 +53,15 @@ def from_model(config: Any, described: Recipe, state: TrainState) -> TrainState:
         raise UserError(str(error)) from None
     say(f"init_from {section.path} step {step}: {transfer.summary(result)}")
     tree = unflatten_names(fresh, result.leaves)
-    placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), tree, fresh)
+    placed = jax.tree.map(
+        lambda new, old: jax.device_put(new, old.sharding), tree, fresh
+    )
     average = state.average
     if jax.tree.leaves(average):
         average = jax.tree.map(jnp.copy, placed["params"])
-    return state.replace(
-        params=placed["params"], batch_stats=placed["batch_stats"], average=average
+    return dataclasses.replace(
+        state,
+        params=placed["params"],
+        batch_stats=placed["batch_stats"],
+        average=average,
     )

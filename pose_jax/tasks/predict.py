@@ -153,7 +153,9 @@ def _files(inputs: Any) -> Iterator[Path]:
         if path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in known)
             if not found:
-                raise UserError(f"{name} holds no pictures or videos ({', '.join(known)})")
+                raise UserError(
+                    f"{name} holds no pictures or videos ({', '.join(known)})"
+                )
         elif path.exists():
             found = [path]
         else:

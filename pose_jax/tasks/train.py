@@ -75,8 +75,10 @@ class Loop:
         self.recipe = recipe(c)
         trained = recipe(c, precision=c.train.precision)
         self.mesh = sharding.make_mesh(sharding.MeshConfig(**to_plain(c.mesh)))
-        sharding.check_batch(c.train.batch, self.mesh, accumulation=c.train.accumulation)
-        opened = dict(root=data_root(), skeleton=c.skeleton)
+        sharding.check_batch(
+            c.train.batch, self.mesh, accumulation=c.train.accumulation
+        )
+        opened: dict[str, Any] = dict(root=data_root(), skeleton=c.skeleton)
         self.source = data.open_source(c.data.train.source, **opened)
         self.select = None
         if c.data.select.name:
@@ -211,7 +213,9 @@ class Loop:
         """Fetch a step's metrics; a non-finite loss ends the run, named."""
         done, metrics, ids = pending
         values = {k: float(v) for k, v in sharding.to_host(metrics).items()}
-        if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
+        if not math.isfinite(values["loss"]) or not math.isfinite(
+            values["gradient_norm"]
+        ):
             self.checkpoints.wait()
             people = [self.source.person(int(row)).id for row in ids]
             raise UserError(
@@ -239,7 +243,8 @@ class Loop:
         writer.write(done, {c.train.select: score}, "select/")
         say(f"step {done}: {c.train.select} on the selection split {score:.4f}")
         if c.optimiser.schedule == "plateau":
-            self.state = self.state.replace(
+            self.state = dataclasses.replace(
+                self.state,
                 plateau=jax.device_put(
                     plateau_update(
                         sharding.to_host(self.state.plateau), score,
@@ -292,8 +297,8 @@ class Window:
 def split_state(state: TrainState) -> tuple[Any, Any]:
     """(what `apply` needs, the rest): no array is stored twice."""
     averaged = bool(jax.tree.leaves(state.average))
-    rest = state.replace(
-        batch_stats={}, average={}, params=state.params if averaged else {}
+    rest = dataclasses.replace(
+        state, batch_stats={}, average={}, params=state.params if averaged else {}
     )
     return state.variables, rest
 
@@ -301,7 +306,8 @@ def split_state(state: TrainState) -> tuple[Any, Any]:
 def join_state(variables: Any, rest: TrainState) -> TrainState:
     """Inverse of `split_state`."""
     averaged = bool(jax.tree.leaves(rest.params))
-    return rest.replace(
+    return dataclasses.replace(
+        rest,
         batch_stats=variables["batch_stats"],
         params=rest.params if averaged else variables["params"],
         average=variables["params"] if averaged else {},

@@ -58,9 +58,7 @@ def make_optimiser(
     if name == "adam":
         rule = optax.adam(schedule)
     elif name == "adamw":
-        rule = optax.adamw(
-            schedule, weight_decay=section.weight_decay, mask=_decayed
-        )
+        rule = optax.adamw(schedule, weight_decay=section.weight_decay, mask=_decayed)
     elif name == "rmsprop":
         # PyTorch's rule: accumulator from zero, epsilon outside the root. With optax's
         # default (inside) small gradients are damped a thousandfold.
@@ -77,16 +75,20 @@ def make_optimiser(
     else:
         raise ValueError(f"optimiser.name is {name!r}; use {', '.join(OPTIMISERS)}")
     if section.weight_decay and name != "adamw":
-        rule = optax.chain(optax.add_decayed_weights(section.weight_decay, _decayed), rule)
+        rule = optax.chain(
+            optax.add_decayed_weights(section.weight_decay, _decayed), rule
+        )
     if section.clip:
         rule = optax.chain(optax.clip_by_global_norm(section.clip), rule)
     patterns = tuple(section.freeze)
 
     def labels(params: PyTree) -> PyTree:
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: "train"
-            if trainable(path_name(path)) and not frozen(path_name(path), patterns)
-            else "freeze",
+            lambda path, _: (
+                "train"
+                if trainable(path_name(path)) and not frozen(path_name(path), patterns)
+                else "freeze"
+            ),
             params,
         )
 

@@ -54,9 +54,7 @@ class TrainState:
 
 
 def plateau_start() -> Plateau:
-    return Plateau(
-        scale=jnp.float32(1.0), best=jnp.float32(-jnp.inf), bad=jnp.int32(0)
-    )
+    return Plateau(scale=jnp.float32(1.0), best=jnp.float32(-jnp.inf), bad=jnp.int32(0))
 
 
 def plateau_update(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -112,7 +113,8 @@ def make_train_step(
             average = _average(average, params, decay, state.step)
         scalars = _scalars(metrics, grads, updates, params)
         scalars["learning_rate"] = schedule(state.step) * state.plateau.scale
-        new = state.replace(
+        new = dataclasses.replace(
+            state,
             step=state.step + 1,
             params=params,
             batch_stats=statistics,

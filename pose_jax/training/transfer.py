@@ -95,7 +95,9 @@ def _by_joint(value, old, where, shared) -> np.ndarray:
 
 def summary(result: Transfer) -> str:
     """One line for the log."""
-    text = f"{len(result.copied)} arrays copied, {len(result.mapped)} mapped by joint name"
+    text = (
+        f"{len(result.copied)} arrays copied, {len(result.mapped)} mapped by joint name"
+    )
     if result.fresh:
         roots = sorted({re.sub(r"/[^/]+$", "", name) for name in result.fresh})
         text += f", {len(result.fresh)} fresh ({', '.join(roots[:4])})"

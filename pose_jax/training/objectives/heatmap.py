@@ -154,7 +154,9 @@ class HeatmapObjective:
         )
         labelled = (batch["visible"] > 0) & batch["mask"][:, None]
         correct = (error < max(size) / 20) & labelled
-        return Mean(correct.sum().astype(jnp.float32), labelled.sum().astype(jnp.float32))
+        return Mean(
+            correct.sum().astype(jnp.float32), labelled.sum().astype(jnp.float32)
+        )
 
 
 def make(section: Any, module, spec: InputSpec, codec: Codec, jitter: ColourJitter):
