@@ -206,6 +206,11 @@ def save_variables(workdir, variables: PyTree, *, info: Mapping[str, Any]) -> No
     checkpoints.close()
 
 
+def saved_steps(workdir) -> list[int]:
+    """Finished steps of a workdir, oldest first."""
+    return _finished_steps(epath.Path(workdir) / "checkpoints")
+
+
 def best_step(folder, steps: list[int]) -> int:
     """Step with the highest selection metric; the last one when none was measured."""
     scores = {}

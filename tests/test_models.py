@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pose_jax import models
-from pose_jax.models import NEWELL, THESIS, Edit, layers
+from pose_jax.models import NEWELL, THESIS, Edit, layers, zoo
 from pose_jax.models.outputs import Taps
 
 TINY = dict(name="hourglass", stacks=2, depth=1, features=8, stem=(4, 4, 8))
@@ -58,6 +58,20 @@ def test_thesis_latent_and_layers():
     kernels = [x for x in jax.tree.leaves(variables["params"]) if x.ndim > 1]
     norms = jax.tree.leaves(variables["batch_stats"])
     assert len(kernels) == 75 and len(norms) == 2 * 56
+
+
+@pytest.mark.parametrize("member", zoo.list_models(), ids=lambda m: m.name)
+def test_listed_figures(member):
+    """Parameters exactly, operations as XLA counts them (without padding and with sums)."""
+    module = models.build(member.section, num_keypoints=member.num_keypoints)
+    images = jax.ShapeDtypeStruct((1, *member.input_size, 3), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    assert parameters(variables) == member.parameters
+    if member.name != "hourglass-8":  # Three seconds to lower, nothing new.
+        run = jax.jit(lambda v, x: module.apply(v, x).heatmaps)
+        flops = run.lower(variables, images).cost_analysis()["flops"]
+        np.testing.assert_allclose(flops / 1e9, member.gflops, rtol=0.03)
+        assert len(member.taps) > 10 and "stem" in member.taps
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,14 @@ def _predict(config: Any, workdir: str) -> None:
     predict.run(config, workdir)
 
 
+def _convert(config: Any, workdir: str) -> None:
+    from pose_jax.tasks import convert
+
+    convert.run(config, workdir)
+
+
 TASKS: dict[str, Callable[[Any, str], None]] = {
+    "convert": _convert,
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
