@@ -10,7 +10,7 @@ import pytest
 
 import pose_jax
 from pose_jax import skeletons
-from pose_jax.data import figures
+from pose_jax.data import figures, scene
 from pose_jax.data.figures import FigureSource
 
 COUNT = 150
@@ -171,7 +171,7 @@ def test_visible_joints_lie_on_their_limb(monkeypatch):
         skin=skin, hair=green, shirt=green, trousers=green, shoes=green,
         sleeve_reach=0.0, leg_reach=0.0, long_hair=False,
     )  # fmt: skip
-    monkeypatch.setattr(figures, "_style", lambda rng: bare)
+    monkeypatch.setattr(scene, "style", lambda rng: bare)
     source = FigureSource(40, size=(384, 320), clutter=0, truncation=0)
     joints = [
         INDEX(f"{side}_{joint}")
@@ -193,7 +193,7 @@ def test_visible_joints_lie_on_their_limb(monkeypatch):
 def test_drawing_is_exact_to_a_fraction_of_a_pixel(centre):
     image, parts = np.zeros((64, 80, 3), np.uint8), np.zeros((64, 80), np.uint8)
     shape = [(np.array(centre), 9.0)], np.full(3, 250.0), 1
-    figures._paint(image, parts, [shape], np.zeros(2))
+    scene.paint(image, parts, [shape], np.zeros(2))
     weight = image[..., 0] / image[..., 0].sum()
     y, x = np.mgrid[:64, :80]
     assert abs((weight * x).sum() - centre[0]) < 0.05
@@ -202,9 +202,9 @@ def test_drawing_is_exact_to_a_fraction_of_a_pixel(centre):
 
 
 def test_rotations_are_right_handed():
-    turned = figures._turn(np.eye(3), y=90.0)
+    turned = scene.turn(np.eye(3), y=90.0)
     np.testing.assert_allclose(turned @ (0, 0, 1), (1, 0, 0), atol=1e-12)
-    frame = figures._turn(np.eye(3), x=20.0, z=-70.0, y=130.0)
+    frame = scene.turn(np.eye(3), x=20.0, z=-70.0, y=130.0)
     np.testing.assert_allclose(frame @ frame.T, np.eye(3), atol=1e-12)
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from pose_jax import skeletons
+from pose_jax.data import scene
 
 _SIDES = {"left": 1.0, "right": -1.0}
 _ARM = ("shoulder", "elbow", "wrist", "hand")
@@ -38,15 +38,12 @@ _FACE = {
 }
 _PLACED = skeletons.COCO.keypoints + ("neck", "head_top", "pelvis", "thorax")
 # Numbers in the map of parts; a joint lies on its own limb's and on the one before.
-_TORSO, _HEAD, _HAIR, _OCCLUDER = 1, 2, 3, 255
+_TORSO, _HEAD, _HAIR = 1, 2, 3
 _PARTS = {
     f"{side}_{joint}": number
     for first, side in zip((10, 20), _SIDES)
     for number, joint in enumerate(_ARM + _LEG, start=first)
 }
-_AXES = dict(zip("xyz", np.eye(3)))
-_SHIFT = 4  # OpenCV's fixed-point bits: drawing to 1/16 pixel
-_CIRCLE = np.exp(0.125j * np.pi * np.arange(16)).view(float).reshape(16, 2)
 # Standing, walking, arms raised, sitting, crouching, bending, jumping. Degrees, low and
 # high: arm flexion, abduction, elbow, inward turn; leg flexion, abduction, knee; bend.
 _ACTIVITIES = (
@@ -59,7 +56,6 @@ _ACTIVITIES = (
     (-30, 90, 20, 150, 0, 100, -90, 30, -35, 80, 5, 45, 5, 95, -15, 25),
 )
 _ODDS = (0.34, 0.18, 0.15, 0.12, 0.08, 0.06, 0.07)
-_HAIR_COLOURS = "1c1818", "3e2a1e", "68462a", "c49e60", "96928e", "8c4224"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,26 +136,21 @@ class FigureSource:
         body_rng, scene_rng, others_rng = map(np.random.default_rng, streams)
         person = _Person(body_rng, self.size, truncation=self.truncation)
         cluttered = scene_rng.random() < self.clutter
-        image = _background(scene_rng, self.size, cluttered)
+        image = scene.background(scene_rng, self.size, cluttered)
         parts, silhouette = np.zeros((2, *self.size), np.uint8)
         for _ in range(1, self.people):
             _Person(others_rng, self.size, truncation=0.25).paint(image, silhouette)
         person.paint(image, parts)
         np.minimum(parts, 1, out=silhouette)
         if scene_rng.random() < self.occlusion:
-            _occlude(scene_rng, image, parts, person)
+            joints = [person.disc[name][0] for name in _PLACED]
+            reach = 4 * person.disc["left_chest"][1]
+            scene.occlude(scene_rng, image, parts, joints, reach)
         if cluttered:
-            image = _camera(scene_rng, image)
+            image = scene.camera(scene_rng, image)
         labels = person.labels(parts, skeletons.get(self.skeleton).keypoints)
         box = np.array(cv2.boundingRect(silhouette), np.float64)
         return Figure(image, *labels, box, float(silhouette.sum()))
-
-
-def _turn(frame, **degrees: float) -> np.ndarray:
-    """The frame after right-handed rotations about its own axes, in the order given."""
-    for axis, angle in degrees.items():
-        frame = frame @ cv2.Rodrigues(_AXES[axis] * math.radians(angle))[0]
-    return frame
 
 
 def _joints(rng, head_radius: float) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -171,9 +162,11 @@ def _joints(rng, head_radius: float) -> tuple[dict[str, np.ndarray], np.ndarray]
     yaws = rng.normal(0, 32), rng.normal(180, 28), rng.uniform(-180, 180)
     yaw = rng.choice(yaws, p=(0.5, 0.25, 0.25))
     lean = rng.uniform(-110, 110) if rng.random() < 0.08 else rng.normal(0, 6)
-    pelvis = _turn(np.eye(3), x=rng.normal(8, 7), z=lean, y=yaw)
-    trunk = _turn(pelvis, x=rng.uniform(low[7], high[7]), y=rng.normal(0, 9))
-    head = _turn(trunk, y=rng.normal(0, 22), x=rng.normal(4, 11), z=rng.normal(0, 7))
+    pelvis = scene.turn(np.eye(3), x=rng.normal(8, 7), z=lean, y=yaw)
+    trunk = scene.turn(pelvis, x=rng.uniform(low[7], high[7]), y=rng.normal(0, 9))
+    head = scene.turn(
+        trunk, y=rng.normal(0, 22), x=rng.normal(4, 11), z=rng.normal(0, 7)
+    )
     thorax = trunk[:, 1] * length[0]
     points = {"pelvis": np.zeros(3), "thorax": thorax}
     points["neck"] = thorax + trunk[:, 1] * 0.035 + head[:, 1] * 0.012
@@ -182,12 +175,14 @@ def _joints(rng, head_radius: float) -> tuple[dict[str, np.ndarray], np.ndarray]
         points[name] = points["head"] + head @ place * head_radius
     for side, sign in _SIDES.items():
         angle = rng.uniform(low, high)
-        arm = _turn(trunk, x=-angle[0], z=sign * angle[1], y=-sign * angle[3])
-        fore = _turn(arm, x=-angle[2])
-        hand = _turn(fore, x=rng.normal(-5, 12))
-        leg = _turn(pelvis, x=-angle[4], z=sign * angle[5], y=sign * rng.normal(8, 9))
-        shin = _turn(leg, x=angle[6])
-        foot = _turn(shin, x=rng.uniform(5, 40))
+        arm = scene.turn(trunk, x=-angle[0], z=sign * angle[1], y=-sign * angle[3])
+        fore = scene.turn(arm, x=-angle[2])
+        hand = scene.turn(fore, x=rng.normal(-5, 12))
+        leg = scene.turn(
+            pelvis, x=-angle[4], z=sign * angle[5], y=sign * rng.normal(8, 9)
+        )
+        shin = scene.turn(leg, x=angle[6])
+        foot = scene.turn(shin, x=rng.uniform(5, 40))
         upper = [thorax + trunk @ (sign * shoulder, -0.012, 0), arm[:, 1] * -length[1]]
         upper += [fore[:, 1] * -length[2], hand[:, 1] * -0.048]
         lower = [pelvis[:, 0] * (sign * hip), leg[:, 1] * -length[3]]
@@ -198,27 +193,6 @@ def _joints(rng, head_radius: float) -> tuple[dict[str, np.ndarray], np.ndarray]
         for name, place in zip((*_ARM, *_LEG, "chest", "flank"), places):
             points[f"{side}_{name}"] = place
     return points, head
-
-
-def _style(rng) -> SimpleNamespace:
-    """RGB colours and cut of the clothes; reach counts the limb segments they cover."""
-    shade = rng.random() ** 1.5 * np.array([151, 150, 140])
-    return SimpleNamespace(
-        skin=(243, 208, 182) - shade + rng.normal(0, 5, 3),
-        hair=list(bytes.fromhex(rng.choice(_HAIR_COLOURS))) + rng.normal(0, 8, 3),
-        shirt=_colour(rng),
-        trousers=_colour(rng) * 0.75,
-        shoes=_colour(rng) * 0.6,
-        sleeve_reach=(0.0, 0.6, 0.6, 1.95)[rng.integers(4)],
-        leg_reach=(0.75, 1.97, 1.97)[rng.integers(3)],
-        long_hair=rng.random() < 0.35,
-    )
-
-
-def _colour(rng):
-    """A colour of cloth, paint or plants."""
-    grey = rng.uniform(30, 240)
-    return grey + rng.uniform(0, 0.65) * (rng.uniform(0, 255, 3) - grey)
 
 
 class _Person:
@@ -247,7 +221,7 @@ class _Person:
         self.disc = dict(zip(joints, zip(xy, radius * scale)))
         self.z = dict(zip(joints, space[:, 2].tolist()))
         self.depth = (self.z["thorax"] + self.z["pelvis"]) / 2
-        self.style, self.light = _style(rng), _CIRCLE[rng.integers(16)]
+        self.style, self.light = scene.style(rng), scene.CIRCLE[rng.integers(16)]
 
     def on_head(self, place, radius: float):
         """A disc at a place of the head, both in head radii."""
@@ -281,7 +255,7 @@ class _Person:
                 layers.append((depth, self._limb(names, *dress)))
         for _, layer in sorted(layers, key=lambda pair: pair[0]):
             for shapes in layer:
-                _paint(image, parts, shapes, self.light)
+                scene.paint(image, parts, shapes, self.light)
 
     def _head(self):
         skin, on_head = self.style.skin, self.on_head
@@ -325,76 +299,3 @@ class _Person:
             return self.z[name] > self.depth - 0.075  # not the far side of a profile
         own = _PARTS.get(name, _HEAD)  # neck, thorax, pelvis: head or torso
         return top in (own, own - 1)
-
-
-def _hull(discs) -> np.ndarray:
-    """Convex hull of discs as a fixed-point polygon."""
-    edges = np.concatenate([centre + radius * _CIRCLE for centre, radius in discs])
-    points = np.rint(edges * (1 << _SHIFT)).astype(np.int32)
-    return cv2.convexHull(points) if len(discs) > 1 else points
-
-
-def _paint(image, parts, shapes, light) -> None:
-    """Shaded hulls `(discs, colour, part)`; rims first, or every joint shows a ring."""
-    for discs, colour, part in shapes:
-        polygon = _hull(discs)
-        cv2.fillConvexPoly(image, polygon, 0.74 * colour, cv2.LINE_AA, _SHIFT)
-        cv2.fillConvexPoly(parts, polygon, part, cv2.LINE_8, _SHIFT)
-    for discs, colour, _ in shapes:
-        lit = _hull([(centre + 0.2 * r * light, 0.7 * r) for centre, r in discs])
-        cv2.fillConvexPoly(image, lit, colour, cv2.LINE_AA, _SHIFT)
-
-
-def _thing(rng, centre, reach) -> np.ndarray:
-    """A random box, egg or bar around a point, as a fixed-point polygon."""
-    turn = _turn(np.eye(3), z=rng.choice((0, rng.uniform(0, 90))))[:2, :2]
-    wide, high = rng.uniform(0.2, 1.2, 2) * reach
-    if rng.random() < 0.5:
-        corners = [(x, y) for x in (-wide, wide) for y in (-high, high)]
-        return _hull([(centre + corner @ turn, 0.5) for corner in corners])
-    along = wide * turn[0]
-    return _hull([(centre - along, wide / 2), (centre + along, high / 2)])
-
-
-def _background(rng, size, cluttered) -> np.ndarray:
-    """A smooth gradient; cluttered: floor, things, limb-like bars, some blur."""
-    extent, reach = np.array(size[::-1]), min(size)
-    mix = _colour(rng) + rng.normal(0, 20, (3, 3, 1)) + rng.normal(0, 6, (3, 3, 3))
-    mix = mix.clip(0, 255).astype(np.uint8)
-    image = cv2.resize(mix, size[::-1], interpolation=cv2.INTER_CUBIC)
-    if not cluttered:
-        return image
-    if rng.random() < 0.5:
-        image[int(size[0] * rng.uniform(0.55, 0.95)) :] = _colour(rng)
-    for _ in range(rng.integers(3, 14)):
-        shape = _thing(rng, rng.random(2) * extent, reach * rng.uniform(0.04, 0.3))
-        cv2.fillConvexPoly(image, shape, _colour(rng), cv2.LINE_AA, _SHIFT)
-    for _ in range(rng.integers(0, 6)):
-        style, thick = _style(rng), reach * rng.uniform(0.015, 0.05)
-        steps = np.vstack([rng.random(2) * extent, rng.normal(0, 0.11 * reach, (2, 2))])
-        discs = list(zip(np.cumsum(steps, axis=0), thick * np.array([1.2, 1, 0.8])))
-        bars = [(discs[:2], style.shirt, 1), (discs[1:], style.skin, 1)]
-        _paint(image, np.zeros((1, 1), np.uint8), bars, _CIRCLE[0])
-    if rng.random() < 0.4:
-        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.8, 2.5))
-    return image
-
-
-def _occlude(rng, image, parts, person) -> None:
-    """One or two objects in front of joints below the head."""
-    reach = 4 * person.disc["left_chest"][1]
-    for joint in rng.integers(5, 17, rng.integers(1, 3)):
-        where = person.disc[_PLACED[joint]][0] + rng.normal(0, 0.1 * reach, 2)
-        shape = _thing(rng, where, reach * rng.uniform(0.2, 0.6))
-        cv2.fillConvexPoly(image, shape, _colour(rng), cv2.LINE_AA, _SHIFT)
-        cv2.fillConvexPoly(parts, shape, _OCCLUDER, cv2.LINE_8, _SHIFT)
-
-
-def _camera(rng, image) -> np.ndarray:
-    """Exposure, colour cast and sensor noise."""
-    level = np.linspace(0, 1, 256)[:, None] ** rng.uniform(0.75, 1.35)
-    image = cv2.LUT(image, (level * rng.uniform(195, 256, 3)).astype(np.uint8)[None])
-    raw = np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape)
-    noise = np.linspace(-1, 1, 256) * rng.uniform(1, 16)
-    up, down = (np.clip(sign * noise, 0, 255).astype(np.uint8) for sign in (1, -1))
-    return cv2.subtract(cv2.add(image, cv2.LUT(raw, up)), cv2.LUT(raw, down))
