@@ -4,7 +4,7 @@
 
 | argument | network and data | expected cost |
 |---|---|---|
-| `lspet` | 1 stack, 80 wide, 128 px; LSPET, 14 joints | 20 minutes on 2 CPU cores |
+| `lspet` | 1 stack, 96 wide, 96 px; LSPET, 14 joints | 20 minutes on 2 CPU cores |
 | `coco` | the same network, COCO subset, from the `lspet` weights | 10 minutes on 2 CPU cores |
 | `mpii` | Newell's 2 stacks, 256 wide, 256 px; MPII | about 3 days on one 2016 GPU, hours on an H200 |
 | `thesis` | the thesis's network (14,526,053 parameters) and recipe on COCO 2017 | 58 h on a GTX 1070 |
@@ -20,7 +20,7 @@ from pose_jax.models import NEWELL, THESIS
 
 _LSPET: dict[str, Any] = dict(name="coco", images="lspet/images")
 _COCO17: dict[str, Any] = dict(name="coco", images="coco17/images")
-SMALL: dict[str, Any] = dict(stacks=1, depth=4, features=80, stem=(32, 64, 64))
+SMALL: dict[str, Any] = dict(stacks=1, depth=3, features=96, stem=(16, 32, 64))
 
 
 def get_config(arg="lspet"):
@@ -40,8 +40,8 @@ def get_config(arg="lspet"):
 
 def _fast(c):
     """Cross-entropy over positions learns several times faster than squared error."""
-    c.input.size = (128, 128)
-    c.codec.update(sigma_px=1.2, activation="softmax")
+    c.input.update(size=(96, 96), padding=1.1)
+    c.codec.update(sigma_px=1.0, activation="softmax")
     c.objective.loss = "cross_entropy"
     c.model = dict(name="hourglass", **SMALL)
     return c
@@ -58,11 +58,11 @@ def _lspet(c):
     c.data.select = source(**train, part="held_out")
     c.data.eval = source(**_LSPET, path="lspet/lspet_val.json")
     c.optimiser.update(
-        name="adamw", learning_rate=3e-3, weight_decay=0.05, schedule="cosine",
-        warmup_steps=200, clip=5.0,
+        name="adamw", learning_rate=2e-3, weight_decay=0.05, schedule="cosine",
+        warmup_steps=300, clip=5.0,
     )  # fmt: skip
     c.train.update(
-        steps=6400, batch=16, ema=0.999, log_every=100, save_every=800, eval_every=800
+        steps=7800, batch=16, ema=0.999, log_every=100, save_every=1300, eval_every=1300
     )
     c.evaluate.update(
         name="lspet-val", metrics=("pck", "pck_torso"), batch=64, overlays=24

@@ -193,7 +193,7 @@ class Estimator:
         padded = np.concatenate([crops, np.repeat(crops[-1:], size - count, 0)])
         found = sharding.to_host(self._predict(self.variables, {"image": padded}))
         keypoints = found["keypoints"][:count].astype(np.float64)
-        if not np.isfinite(keypoints).all():
+        if not np.isfinite(found["scores"]).all() or not np.isfinite(keypoints).all():
             raise ValueError("the prediction is not finite: the weights hold NaN")
         return {"keypoints": keypoints, "scores": found["scores"][:count]}
 

@@ -288,7 +288,7 @@ def protocol(
 ) -> str:
     """What a number means, in one line."""
     shared = skeletons.mapping(recipe.skeleton, source.skeleton)
-    boxes = section.boxes.replace("_", " ")
+    boxes = "ground truth" if section.boxes == "ground_truth" else section.boxes
     parts = [
         f"data {source.name}",
         f"{count} people",

@@ -17,7 +17,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+
+from pose_jax.arrays import Array
 
 ENCODERS = ("unbiased", "msra", "thesis", "udp")
 DECODERS = ("argmax", "quarter", "dark", "udp", "soft_argmax")

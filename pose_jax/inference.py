@@ -42,9 +42,11 @@ def make_predict(recipe: Recipe, *, flip_test: bool) -> Predict:
             back = heatmaps.unflip(mirrored, recipe.skeleton.mirrored, codec, size)
             maps = (maps + back) / 2
         keypoints, scores = jax.vmap(lambda m: heatmaps.decode(m, codec, size))(maps)
+        # A maximum over NaN may come out finite; the maps themselves are asked.
+        finite = jnp.isfinite(maps).all((1, 2))
         result = {
             "keypoints": keypoints,
-            "scores": scores,
+            "scores": jnp.where(finite, scores, jnp.nan),
             "grid": jax.vmap(heatmaps.argmax)(maps),
         }
         if "keypoints" in batch:

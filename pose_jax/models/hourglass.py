@@ -15,8 +15,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from pose_jax.arrays import Array
 from pose_jax.models.layers import NormRelu, conv, conv1x1, max_pool2, upsample2
 from pose_jax.models.outputs import Edits, Outputs, Taps
 

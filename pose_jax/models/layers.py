@@ -12,7 +12,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from pose_jax.arrays import Array
 
 EPSILON = 1e-5
 

@@ -101,7 +101,7 @@ def _video(estimator, path: Path, boxes, folder, section) -> dict[str, Any]:
             yield overlay(frame.image, pose, section.threshold)
 
     target = folder / f"{path.stem}.mp4"
-    video.write_frames(target, drawn(), rate=video.frame_rate(path))
+    video.write_frames(Path(target), drawn(), rate=video.frame_rate(path))
     return {
         "file": str(path),
         "overlay": target.name,

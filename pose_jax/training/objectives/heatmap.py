@@ -8,10 +8,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from pose_jax import heatmaps
-from pose_jax.arrays import Batch, PyTree
+from pose_jax.arrays import Array, Batch, PyTree
 from pose_jax.heatmaps import Codec
 from pose_jax.models.outputs import Outputs
 from pose_jax.pixels import ColourJitter, InputSpec, jitter_colours, normalise
