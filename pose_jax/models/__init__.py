@@ -10,10 +10,18 @@ from typing import Any
 import flax.linen as nn
 
 from pose_jax.models.hourglass import NEWELL, THESIS, Hourglass, HourglassConfig
+from pose_jax.models.mobile import (
+    MobileHourglass,
+    MobileHourglassConfig,
+    MobilePoseMachine,
+    MobilePoseMachineConfig,
+)
 from pose_jax.models.outputs import Edit, Outputs, Taps
 
 FAMILIES: dict[str, tuple[type, type]] = {
     "hourglass": (Hourglass, HourglassConfig),
+    "mobile_hourglass": (MobileHourglass, MobileHourglassConfig),
+    "mobile_pose_machine": (MobilePoseMachine, MobilePoseMachineConfig),
 }
 """Family name -> (module, its frozen config)."""
 
