@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 
+import cv2
 import numpy as np
 import pytest
 from tiny import tiny_config, write_config
 
 from pose_jax import checkpoint
-from pose_jax.config import UserError
+from pose_jax.config import UserError, source
+from pose_jax.skeletons import get
 from pose_jax.tasks import train
 from pose_jax.tasks.workdir import claim
 from pose_jax.trees import flat_names
@@ -204,3 +206,60 @@ def test_overfits_four_figures(tmp_path):
     )  # fmt: skip
     score = evaluation.score(found, source, described, c.evaluate)["pck"]["micro"]
     assert score[1] > 0.9
+
+
+def test_init_from_another_skeleton(straight, tmp_path, capsys):
+    """A COCO-17 run's weights start an LSP-14 run: shared joints keep their maps."""
+    c = tiny_config(steps=1, save_every=0, eval_every=0)
+    c.skeleton = "lsp"
+    c.init_from.path = str(straight)
+    loop = train.Loop(c, str(tmp_path))
+    said = capsys.readouterr().out
+    assert "2 mapped by joint name" in said
+    old, _ = weights(straight)
+    old, new = old["params/stack0_heatmaps/bias"], loop.state.params["stack0_heatmaps"]
+    new = np.asarray(new["bias"])
+    for name in ("left_knee", "right_wrist"):
+        assert new[get("lsp").index(name)] == old[get("coco").index(name)]
+    c.init_from.path = str(tmp_path / "nothing")
+    with pytest.raises(UserError, match="holds no config.json"):
+        train.Loop(c, str(tmp_path / "other"))
+
+
+def people_on_disk(folder, count, broken):
+    """A COCO-format set of figures whose first pictures are cut off."""
+    from pose_jax.data.figures import FigureSource
+
+    figures = FigureSource(count, size=(48, 48))
+    images, annotations = [], []
+    for n in range(count):
+        figure = figures.render(n)
+        ok, data = cv2.imencode(".jpg", figure.image[:, :, ::-1])
+        data = data.tobytes()
+        (folder / f"{n}.jpg").write_bytes(
+            data[: len(data) // 2] if n < broken else data
+        )
+        images.append(dict(id=n, file_name=f"{n}.jpg"))
+        points = np.concatenate([figure.keypoints, figure.visible[:, None]], 1)
+        annotations.append(
+            dict(id=n, image_id=n, category_id=1, bbox=figure.box.tolist(),
+                 area=float(figure.area), keypoints=points.ravel().tolist())
+        )  # fmt: skip
+    category = dict(id=1, name="person", keypoints=list(get("coco").keypoints))
+    content = dict(images=images, annotations=annotations, categories=[category])
+    (folder / "people.json").write_text(json.dumps(content))
+    return source("coco", path=str(folder / "people.json"), images=str(folder))
+
+
+def test_unreadable_pictures_in_training(tmp_path, capsys):
+    """Named and skipped below the limit, refused above it."""
+    c = tiny_config(steps=3, eval_every=0)
+    c.data.train.source = people_on_disk(tmp_path, 24, broken=2)
+    c.train.max_bad_images = 0.2
+    train.run(c, str(tmp_path / "run"))
+    said = capsys.readouterr().out
+    assert "unreadable picture skipped: 0.jpg" in said
+    assert "unreadable picture skipped: 1.jpg" in said
+    c.train.max_bad_images = 0.01
+    with pytest.raises(UserError, match="unreadable pictures among 24 people"):
+        train.run(c, str(tmp_path / "refused"))

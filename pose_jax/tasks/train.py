@@ -118,7 +118,7 @@ class Loop:
         )  # fmt: skip
         self.checkpoints = checkpoint.Checkpoints(workdir, keep_last=c.train.keep_last)
         self._predict: Any = None
-        self.bad = 0
+        self.bad: set[int] = set()
         self.start = self._resume()
 
     def _resume(self) -> int:
@@ -198,13 +198,13 @@ class Loop:
 
     def _count_bad(self, rows: np.ndarray) -> None:
         """Name unreadable pictures; too many of them end the run."""
-        for row in rows:
-            self.bad += 1
-            say(f"unreadable picture skipped: {self.source.person(int(row)).file_name}")
+        for row in set(rows.tolist()) - self.bad:  # Each once, however many epochs.
+            self.bad.add(row)
+            say(f"unreadable picture skipped: {self.source.person(row).file_name}")
         allowed = self.config.train.max_bad_images * len(self.source)
-        if self.bad > allowed:
+        if len(self.bad) > allowed:
             raise UserError(
-                f"{self.bad} unreadable pictures among {len(self.source)} people are more "
+                f"{len(self.bad)} unreadable pictures among {len(self.source)} people are more "
                 f"than train.max_bad_images={self.config.train.max_bad_images:g}; repair "
                 f"{self.source.name}"
             )
