@@ -13,7 +13,11 @@ from jaxtyping import UInt8
 
 from pose_jax import skeletons
 from pose_jax.data import sources
+from pose_jax.data.checks import NO_AP, DataError
+from pose_jax.data.crops import CropsSource
 from pose_jax.data.figures import Figure, FigureSource
+from pose_jax.data.lsp import lsp
+from pose_jax.data.mpii import mpii
 from pose_jax.data.sources import Filters, Person, Source
 
 
@@ -95,15 +99,48 @@ def _figures(section, *, skeleton, **_) -> Source:
 
 def _coco(section, *, root, area_source, need_area, **_) -> Source:
     return sources.coco(
-        _under(root, section.path),
-        _under(root, section.images),
-        filters=_filters(section),
+        under(root, section.path),
+        under(root, section.images),
+        filters=filters_of(section),
         area_source=area_source,
         need_area=need_area,
     )
 
 
-def _filters(section) -> Filters:
+def _mpii(section, *, root, need_area, **_) -> Source:
+    return mpii(
+        under(root, section.path),
+        under(root, section.images),
+        filters=filters_of(section),
+        need_area=need_area,
+    )
+
+
+def _lsp(section, *, root, area_source, need_area, **_) -> Source:
+    return lsp(
+        str(under(root, section.path)),
+        under(root, section.images),
+        filters=filters_of(section),
+        need_area=need_area and area_source == "annotation",
+    )
+
+
+def _crops(section, *, root, area_source, need_area, **_) -> Source:
+    if need_area:
+        raise DataError(NO_AP)
+    return CropsSource(under(root, section.path), filters_of(section), area_source)
+
+
+def _tfds(section, *, root, area_source, need_area, **_) -> Source:
+    if need_area:
+        raise DataError(NO_AP)
+    from pose_jax.data.tfds_coco import TfdsSource  # Slow to import.
+
+    return TfdsSource(under(root, section.path), filters_of(section), area_source)
+
+
+def filters_of(section: Any) -> Filters:
+    """The filters of a config section."""
     return Filters(
         min_keypoints=section.min_keypoints,
         min_side_px=section.min_side_px,
@@ -113,12 +150,17 @@ def _filters(section) -> Filters:
     )
 
 
-def _under(root: Path | None, path: str) -> Path:
+def under(root: Path | None, path: str) -> Path:
+    """A path of the config: relative ones start from the folder of data sets."""
     return Path(path) if root is None else root / path
 
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "figures": _figures,
     "coco": _coco,
+    "mpii": _mpii,
+    "lsp": _lsp,
+    "crops": _crops,
+    "tfds": _tfds,
 }
 """Name in `config.data.*.name` -> opener."""

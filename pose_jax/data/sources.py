@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -58,7 +58,9 @@ class Source(Protocol):
 
     name: str
     skeleton: skeletons.Skeleton
-    dropped: Mapping[str, int]
+
+    @property
+    def dropped(self) -> Mapping[str, int]: ...
 
     def __len__(self) -> int: ...
 
@@ -98,6 +100,35 @@ class Filters:
         digest = hashlib.sha256(str(image_id).encode()).digest()
         held_out = int.from_bytes(digest[:4], "big") / 2**32 < self.holdout
         return held_out == (self.part == "held_out")
+
+    def reason(self, keypoints: int, side_px: float) -> str | None:
+        """Why somebody with so many labelled keypoints and such a box is left out."""
+        if keypoints < self.min_keypoints:
+            return f"with fewer than {self.min_keypoints} keypoints"
+        if side_px < self.min_side_px:
+            return f"smaller than {self.min_side_px:g} px"
+        return None
+
+    def select(
+        self, people: Iterable[Person], dropped: Counter[str], name: str
+    ) -> list[Person]:
+        """The people that pass; the others are counted in `dropped`.
+
+        Raises:
+          DataError: nobody is left.
+        """
+        kept = []
+        for person in people:
+            labelled = int((person.visible > 0).sum())
+            reason = self.reason(labelled, float(person.box[2:].max()))
+            if reason:
+                dropped[reason] += 1
+            else:
+                kept.append(person)
+        if self.limit:
+            kept = kept[: self.limit]
+        checks.require_some(len(kept), dropped, name)
+        return kept
 
 
 @dataclasses.dataclass
@@ -202,16 +233,8 @@ def coco(
         else:
             need = need_area and area_source == "annotation"
             checks.check_person(annotation, skeleton, name, need_area=need)
-            person = _person(annotation, files, area_source)
-            if int((person.visible > 0).sum()) < filters.min_keypoints:
-                dropped[f"with fewer than {filters.min_keypoints} keypoints"] += 1
-            elif person.box[2:].max() < filters.min_side_px:
-                dropped[f"smaller than {filters.min_side_px:g} px"] += 1
-            else:
-                people.append(person)
-    if filters.limit:
-        people = people[: filters.limit]
-    checks.require_some(len(people), dropped, name)
+            people.append(_person(annotation, files, area_source))
+    people = filters.select(people, dropped, name)
     if filters.part != "all":
         dataset = _restrict(dataset, filters)
     return PeopleSource(name, skeleton, people, Path(images), dropped, dataset)
@@ -226,15 +249,27 @@ def skeleton_of(dataset: Mapping[str, Any], name: str) -> skeletons.Skeleton:
     for category in dataset["categories"]:
         words = category.get("keypoints")
         if words:
-            names = tuple(_ALIASES.get(w, w) for w in words)
-            for known in skeletons.SKELETONS.values():
-                if known.keypoints == names:
-                    return known
-            pairs = [(names[a - 1], names[b - 1]) for a, b in category.get("skeleton", ())]
-            return skeletons.from_names(names, name=Path(name).stem, limbs=pairs)
+            # AI Challenger writes "Right Shoulder"; everybody else right_shoulder.
+            plain = [str(w).strip().lower().replace(" ", "_") for w in words]
+            names = tuple(_ALIASES.get(w, w) for w in plain)
+            pairs = category.get("skeleton") or ()
+            # CrowdPose's file lists the limbs of COCO, beyond its own 14 joints.
+            inside = all(1 <= n <= len(names) for pair in pairs for n in pair)
+            limbs = [(names[a - 1], names[b - 1]) for a, b in pairs] if inside else []
+            return named_skeleton(names, Path(name).stem, limbs)
     raise checks.DataError(
         f"{name}: no category lists keypoint names; add categories[0]['keypoints']"
     )
+
+
+def named_skeleton(
+    keypoints: Sequence[str], name: str, limbs: Sequence[Sequence[str]] = ()
+) -> skeletons.Skeleton:
+    """The registered skeleton with these keypoints in this order, or a new one."""
+    for known in skeletons.SKELETONS.values():
+        if known.keypoints == tuple(keypoints):
+            return known
+    return skeletons.from_names(keypoints, name=name, limbs=limbs)
 
 
 def _person(annotation, files, area_source: str) -> Person:
@@ -242,7 +277,7 @@ def _person(annotation, files, area_source: str) -> Person:
     visible = numbers[:, 2].astype(int)
     box = np.asarray(annotation["bbox"], float)
     area = float(annotation.get("area") or 0.0)
-    if area_source == "box" or area <= 0:
+    if area_source == "box" or not area > 0:
         area = float(AREA_OF_BOX * box[2] * box[3])
     return Person(
         id=annotation["id"],

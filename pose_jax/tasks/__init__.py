@@ -6,6 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 
+def _prepare(config: Any, workdir: str) -> None:
+    from pose_jax.tasks import prepare
+
+    prepare.run(config, workdir)
+
+
 def _train(config: Any, workdir: str) -> None:
     from pose_jax.tasks import train
 
@@ -32,6 +38,7 @@ def _convert(config: Any, workdir: str) -> None:
 
 TASKS: dict[str, Callable[[Any, str], None]] = {
     "convert": _convert,
+    "prepare": _prepare,
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
