@@ -28,10 +28,16 @@ FREE = (
 def source(name: str = "figures", **fields: Any) -> ConfigDict:
     """A data source section. Paths are relative to `POSE_JAX_DATA` unless absolute.
 
-    Fields: `name` (figures, coco, lsp, mpii, crops, tfds), `path` (annotation file, store
-    or prepared data set), `images` (folder), `part` (`all`, or `train`/`held_out` of a split
-    carved by image with the share `holdout`), `count, people, size, seed` (figures), and the
-    filters `min_keypoints`, `min_side_px` (longer side of the box), `limit`.
+    | `name` | `path` | `images` |
+    |---|---|---|
+    | `figures` | none (`count, size, seed` say what is drawn) | none |
+    | `coco` | annotation file in COCO format, any skeleton | folder |
+    | `mpii` | train.h5, valid.h5 or HRNet's JSON | folder |
+    | `lsp` | joints.mat, or a range of it: joints.mat[:1000] | folder |
+    | `crops`, `tfds` | what the task `prepare` wrote to `prepare.path` | none |
+
+    Filters: `part` (`all`, or `train`/`held_out` of a split carved by image with the share
+    `holdout`), `min_keypoints`, `min_side_px` (longer side of the box), `limit`.
     """
     section = ConfigDict(
         dict(
