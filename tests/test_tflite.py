@@ -146,7 +146,11 @@ def test_reads_what_flatbuffers_wrote(read, kernel_type):
         dilation_w_factor=1,
         dilation_h_factor=1,
     )
-    assert (custom.kind, custom.inputs, custom.options) == ("CUSTOM Sharpen", (3, -1), {})
+    assert (custom.kind, custom.inputs, custom.options) == (
+        "CUSTOM Sharpen",
+        (3, -1),
+        {},
+    )
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,9 @@ def model_section(family: str) -> dict[str, Any]:
       ValueError: no family of this module.
     """
     if family not in SIGMA_PX:
-        raise ValueError(f"unknown family {family!r}; choose one of {', '.join(SIGMA_PX)}")
+        raise ValueError(
+            f"unknown family {family!r}; choose one of {', '.join(SIGMA_PX)}"
+        )
     return dict(
         skeleton="mobile",
         input=dict(
@@ -263,7 +265,10 @@ def _keypoints(graph: Graph, name: str) -> int:
 
 
 def _difference(
-    graph: Graph, convolutions: list[Operator], layers: Sequence[Layer], others: dict[str, int]
+    graph: Graph,
+    convolutions: list[Operator],
+    layers: Sequence[Layer],
+    others: dict[str, int],
 ) -> str | None:
     """The first way in which file and module differ, or None."""
     for n, (operator, layer) in enumerate(zip(convolutions, layers)):
@@ -309,7 +314,9 @@ def _mismatch(graph: Graph, operator: Operator, layer: Layer) -> str | None:
     return None
 
 
-def _fill(graph: Graph, convolutions: list[Operator], layers: Sequence[Layer]) -> PyTree:
+def _fill(
+    graph: Graph, convolutions: list[Operator], layers: Sequence[Layer]
+) -> PyTree:
     flat = {}
     for operator, layer in zip(convolutions, layers):
         kernel, bias = (graph.tensors[i].data for i in operator.inputs[1:])

@@ -270,7 +270,9 @@ def _operator(table: _Table, kinds: list[str], count: int) -> Operator:
     for index, name, default, values in OPTIONS.get(kind, ()):
         letter = values if isinstance(values, str) else "b"
         value = default if record is None else record.number(index, letter, default)
-        options[name] = value if isinstance(values, str) else values.get(value, str(value))
+        options[name] = (
+            value if isinstance(values, str) else values.get(value, str(value))
+        )
     return Operator(kind, _numbers(table, 1, count), _numbers(table, 2, count), options)
 
 
@@ -288,7 +290,9 @@ def _widen(
         half, target = operator.inputs[0], operator.outputs[0]
         data = tensors[half].data
         if data is None:
-            raise TfliteError("it computes in half precision; convert the float32 version")
+            raise TfliteError(
+                "it computes in half precision; convert the float32 version"
+            )
         tensors[target] = dataclasses.replace(
             tensors[target], data=data.astype(np.float32)
         )

@@ -92,7 +92,9 @@ class MobileHourglassConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        _check(self, ("stem", "shallow_blocks", "features", "blocks", "depth", "expansion"))
+        _check(
+            self, ("stem", "shallow_blocks", "features", "blocks", "depth", "expansion")
+        )
 
 
 class MobileHourglass(nn.Module):
@@ -117,7 +119,9 @@ class MobileHourglass(nn.Module):
         dtype = jnp.dtype(c.dtype)
         block = functools.partial(InvertedResidual, method=c.depthwise, dtype=dtype)
 
-        def blocks(name: str, count: int = c.blocks, stride: int = 1, head: bool = False):
+        def blocks(
+            name: str, count: int = c.blocks, stride: int = 1, head: bool = False
+        ):
             """`count` blocks; the first may halve the map, the last may make heatmaps."""
             widths = [c.features] * (count - 1) + [k if head else c.features]
             return [

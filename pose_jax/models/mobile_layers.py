@@ -79,7 +79,9 @@ def depthwise_shifted(
     return functools.reduce(jnp.add, taps)
 
 
-def upsample_bilinear(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b y x c"]:
+def upsample_bilinear(
+    x: Float[Array, "b h w c"], factor: int
+) -> Float[Array, "b y x c"]:
     """Bilinear upsampling by an integer, without half-pixel centres or aligned corners.
 
     Output pixel `i` reads position `i / factor`: every pixel blends with the next one, the
@@ -145,7 +147,9 @@ class InvertedResidual(nn.Module):
         scale = RESIDUAL_SCALE if residual else HEAD_SCALE if self.head else 1.0
         width = self.expansion * x.shape[-1]
         h = jax.nn.relu6(pointwise(width, "expand", self.dtype)(x))
-        h = Depthwise(self.size, self.stride, self.method, self.dtype, name="depthwise")(h)
+        h = Depthwise(
+            self.size, self.stride, self.method, self.dtype, name="depthwise"
+        )(h)
         project = pointwise(
             self.features, "project", self.dtype, scale=scale, head=self.head
         )
@@ -180,7 +184,9 @@ def stem(x: Float[Array, "b h w 3"], features: int, dtype) -> Float[Array, "b y 
         strides=2,
         padding="SAME",
         dtype=dtype,
-        kernel_init=nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal"),
+        kernel_init=nn.initializers.variance_scaling(
+            scale, "fan_in", "truncated_normal"
+        ),
         name="stem",
     )
     return jax.nn.relu6(convolve(x.astype(dtype)))
