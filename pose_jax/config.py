@@ -25,7 +25,7 @@ FREE = (
 """Fields of those sections that change neither weights nor order, so they may differ."""
 
 
-def source(name: str = "figures", **fields: Any) -> ConfigDict:
+def source(name: str = "figures", **fields: Any) -> Any:
     """A data source section. Paths are relative to `POSE_JAX_DATA` unless absolute.
 
     | `name` | `path` | `images` |
@@ -58,8 +58,8 @@ def source(name: str = "figures", **fields: Any) -> ConfigDict:
     return section
 
 
-def default() -> ConfigDict:
-    """Every section with its default."""
+def default() -> Any:
+    """A ConfigDict with every section and its defaults (typed loosely: sections are dicts)."""
     c = ConfigDict()
     c.tasks = ("train", "evaluate")
     c.seed = 0

@@ -16,7 +16,10 @@ class Residual(nn.Module):
         super().__init__()
         half = features // 2
         self.norm1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, half, 1)
-        self.norm2, self.conv2 = nn.BatchNorm2d(half), nn.Conv2d(half, half, 3, padding=1)
+        self.norm2, self.conv2 = (
+            nn.BatchNorm2d(half),
+            nn.Conv2d(half, half, 3, padding=1),
+        )
         self.norm3, self.conv3 = nn.BatchNorm2d(half), nn.Conv2d(half, features, 1)
         self.shortcut = nn.Conv2d(inputs, features, 1) if inputs != features else None
 
