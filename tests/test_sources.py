@@ -164,6 +164,12 @@ def test_other_bodies_get_their_own_skeleton(opened):
     assert skeleton.limbs == (("nose", "tail"), ("left_paw", "tail"))
     assert skeleton.mirrored.tolist() == [0, 2, 1, 3]
 
+    def copied_limbs(d):  # As in CrowdPose's file: those of another body.
+        cat(d)
+        d["categories"][0]["skeleton"] = [[1, 4], [17, 15]]
+
+    assert opened(copied_limbs).skeleton.limbs == ()
+
 
 @pytest.mark.parametrize(
     "path,skeleton,people",
