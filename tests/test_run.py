@@ -151,6 +151,7 @@ def test_workdir_files(straight):
     manifest = json.loads((straight / "manifest.json").read_text())["runs"][0]
     assert manifest["packages"]["jax"] and manifest["devices"] and manifest["command"]
     assert list((straight / "tensorboard").iterdir())
+    assert (straight / "figures" / "learning_curve.png").stat().st_size > 1000
     steps = checkpoint.Checkpoints(straight).steps()
     best = checkpoint.best_step(straight / "checkpoints", steps)
     assert steps[-1] == 6 and best in (3, 6)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from pose_jax import checkpoint, data, evaluation, inference, sharding
 from pose_jax.config import UserError, to_plain
@@ -17,13 +18,14 @@ from pose_jax.data.augment import Augment
 from pose_jax.data.pipeline import TrainIterator, train_iterator
 from pose_jax.pixels import ColourJitter
 from pose_jax.recipe import recipe
+from pose_jax.report import drawings
 from pose_jax.tasks import initialise
 from pose_jax.tasks.workdir import data_root
 from pose_jax.training import step as step_
 from pose_jax.training.objectives import OBJECTIVES
 from pose_jax.training.optimiser import make_optimiser
 from pose_jax.training.state import TrainState, plateau_update
-from pose_jax.writer import MetricsWriter, ProgressBar, say
+from pose_jax.writer import MetricsWriter, ProgressBar, is_main_process, read_rows, say
 
 _COLOURS = tuple(f.name for f in dataclasses.fields(ColourJitter))
 
@@ -39,6 +41,11 @@ def run(config: Any, workdir: str) -> None:
         say(f"training is complete at step {loop.start}; nothing to do")
         return
     loop.run()
+    if is_main_process():
+        rows = read_rows(workdir)
+        if any("train/loss_ratio" in row for row in rows):
+            path = epath.Path(workdir) / "figures" / "learning_curve.png"
+            drawings.learning_curve(rows, path, title=config.model.name)
 
 
 class Stop:
