@@ -59,8 +59,8 @@ def depthwise_shifted(
 ) -> Float[Array, "b y x c"]:
     """The same as a sum of shifted pictures, one per kernel tap.
 
-    XLA compiles it on CPU to one vectorised loop, 15 to 40 times faster than its grouped
-    convolution, forward and backward.
+    XLA compiles it on CPU to one vectorised loop: on two cores 8 to 50 times faster than its
+    grouped convolution, 5 to 20 times with gradients; the whole networks 10 and 15 times.
     """
     size = kernel.shape[0]
     rows, columns = (-(-side // stride) for side in x.shape[1:3])
