@@ -88,7 +88,7 @@ def _coco(c):
         warmup_steps=100, clip=5.0,
     )  # fmt: skip
     c.train.update(
-        steps=2400, batch=16, ema=0.998, log_every=100, save_every=600, eval_every=600
+        steps=1500, batch=16, ema=0.998, log_every=100, save_every=500, eval_every=500
     )
     c.evaluate.update(name="coco17-val", metrics=("ap", "pck"), batch=64, overlays=24)
     return c

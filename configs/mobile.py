@@ -18,12 +18,12 @@ WEIGHTS = {
 }
 DATA = {
     "lspet": dict(path="lspet/lspet_val.json", images="lspet/images"),
-    # The protocol of the published figures: at least 8 joints, at least 80 px.
+    # People with at least 8 labelled joints and a box at least 80 px high.
     "coco": dict(
         path="coco17/person_keypoints_val.json",
         images="coco17/images",
         min_keypoints=8,
-        min_side_px=80.0,
+        min_height_px=80.0,
     ),
 }
 

@@ -37,7 +37,8 @@ def source(name: str = "figures", **fields: Any) -> Any:
     | `crops`, `tfds` | what the task `prepare` wrote to `prepare.path` | none |
 
     Filters: `part` (`all`, or `train`/`held_out` of a split carved by image with the share
-    `holdout`), `min_keypoints`, `min_side_px` (longer side of the box), `limit`.
+    `holdout`), `min_keypoints`, `min_side_px` (longer side of the box),
+    `min_height_px`, `limit`.
     """
     section = ConfigDict(
         dict(
@@ -48,6 +49,7 @@ def source(name: str = "figures", **fields: Any) -> Any:
             holdout=0.0,
             min_keypoints=1,
             min_side_px=0.0,
+            min_height_px=0.0,
             limit=0,
             count=0,
             seed=0,
@@ -71,6 +73,7 @@ def default() -> Any:
             std=(0.229, 0.224, 0.225),
             channel_order="rgb",
             padding=1.25,
+            area=False,
         )
     )
     c.codec = ConfigDict(

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pose_jax import geometry, intervals, skeletons
-from pose_jax.data.pipeline import to_skeleton
+from pose_jax import intervals, skeletons
+from pose_jax.data.pipeline import crop_matrix, to_skeleton
 from pose_jax.data.sources import Person, Source
 from pose_jax.inference import Predictions
 from pose_jax.metrics import coco_ap as ap
@@ -231,7 +231,7 @@ def score(
         )
         result["pck_torso"] = record.compute()
     if "pck_crop" in section.metrics:
-        matrices = np.stack([_crop_matrix(p, recipe) for p in people])
+        matrices = np.stack([crop_matrix(p, recipe.view) for p in people])
         sides = pck_.crop_side(matrices, recipe.spec.size)
         record = pck_.pck(
             predictions.keypoints,
@@ -260,15 +260,6 @@ def score(
         record = pck_.pckh(predictions.keypoints, true, visible, heads)
         result["pckh"] = {**record.compute(), "rows": pck_.pckh_rows(record)}
     return result
-
-
-def _crop_matrix(person: Person, recipe: Recipe) -> np.ndarray:
-    return geometry.crop_matrix(
-        person.box,
-        recipe.spec.size,
-        padding=recipe.spec.padding,
-        unit=recipe.codec.unit,
-    )
 
 
 def _interval(record, images: Sequence[Any], visible, resamples: int):

@@ -22,6 +22,7 @@ def crop_matrix(
     *,
     padding: float = 1.25,
     unit: bool = False,
+    area: bool = False,
     scale: float = 1.0,
     rotation_deg: float = 0.0,
     shift: tuple[float, float] = (0.0, 0.0),
@@ -37,6 +38,8 @@ def crop_matrix(
       size: (height, width) of the crop.
       padding: margin factor around the box (1.25 in the COCO literature).
       unit: count unit intervals instead of pixels (see the module text).
+      area: pixels are areas, as where a box is cut out and resized: with half-pixel centres
+        box width -> W and the box's edge -> the crop's edge. Not together with `unit`.
       scale: > 1 shows more of the surroundings (the person gets smaller).
       rotation_deg: the person turns clockwise on screen by this angle.
       shift: (x, y) displacement of the centre in units of the padded box's sides.
@@ -69,6 +72,11 @@ def crop_matrix(
     turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
     to_crop = np.eye(3)
     to_crop[:2, 2] = (crop_width - last) / 2, (crop_height - last) / 2
+    if (
+        area
+    ):  # Pixel i covers [i, i + 1): centres sit half a pixel inside, here and there.
+        to_origin[:2, 2] += 0.5
+        to_crop[:2, 2] -= 0.5
     matrix = to_crop @ turn @ to_origin
     if flip:
         mirror = np.array([[-1.0, 0, crop_width - 1.0], [0, 1, 0], [0, 0, 1]])

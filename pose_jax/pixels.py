@@ -24,6 +24,7 @@ class InputSpec:
       mean, std: per channel, RGB order, on the 0..1 scale.
       channel_order: `rgb` or `bgr`.
       padding: margin factor around the person box.
+      area: the crop is cut out and resized (half-pixel centres), see `geometry`.
     """
 
     size: tuple[int, int] = (256, 256)
@@ -31,6 +32,7 @@ class InputSpec:
     std: tuple[float, float, float] = IMAGENET_STD
     channel_order: str = "rgb"
     padding: float = 1.25
+    area: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "size", tuple(int(v) for v in self.size))

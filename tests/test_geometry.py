@@ -1,5 +1,6 @@
 """Crop matrices: conventions, exact agreement of pixels and points, inverses."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -19,6 +20,21 @@ def test_box_fills_the_crop():
     np.testing.assert_allclose(
         transform(np.array([[70.0, 30.0], [70.0, 130.0]]), unit)[:, 1], [0, 255]
     )
+
+
+def test_area_crop_is_what_cutting_and_resizing_gives(generator):
+    """A box cut out and resized by OpenCV (half-pixel centres), pixel for pixel."""
+    image = generator.integers(0, 256, (40, 40, 3)).astype(np.uint8)
+    box = np.array([8.0, 4.0, 16.0, 16.0])
+    matrix = crop_matrix(box, (64, 64), padding=1.0, area=True)
+    crop = warp(image, matrix, (64, 64)).astype(int)
+    cut = cv2.resize(image[4:20, 8:24], (64, 64), interpolation=cv2.INTER_LINEAR)
+    inner = slice(
+        4, -4
+    )  # Outside the cut the picture goes on, a resize repeats its edge.
+    assert np.abs(crop[inner, inner] - cut.astype(int)[inner, inner]).max() <= 3
+    edge = transform(np.array([[7.5, 3.5]]), matrix)
+    np.testing.assert_allclose(edge, [[-0.5, -0.5]])
 
 
 @pytest.mark.parametrize("unit", [False, True])

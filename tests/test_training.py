@@ -278,7 +278,7 @@ def test_transfer_maps_joints_by_name():
     coco = recipe_.recipe(c)
     c.skeleton = "lsp"
     lsp = recipe_.recipe(c)
-    axes = transfer.keypoint_axes(coco.shapes(17), coco.shapes(18))
+    axes = transfer.keypoint_axes(coco.shapes(17), coco.shapes(18), 17)
     counted = {name: a for name, a in axes.items() if a}
     assert set(counted) == {
         "params/stack0_heatmaps/kernel", "params/stack0_heatmaps/bias",
@@ -304,3 +304,20 @@ def test_transfer_maps_joints_by_name():
     old["params/stem_conv/kernel"] = np.zeros((3, 3, 3, 4))
     with pytest.raises(ValueError, match="params/stem_conv/kernel has shape"):
         transfer.transfer(new, old, axes, get("lsp"), get("coco"))
+
+
+def test_transfer_leaves_mixed_channels_fresh():
+    """The pose machine feeds maps and features into one convolution: those input channels
+    cannot be matched by joint, so another skeleton starts them anew."""
+    c = tiny_config()
+    c.skeleton, c.input.size, c.codec.activation = "mobile", (64, 64), "none"
+    c.model = dict(name="mobile_pose_machine")
+    mobile = recipe_.recipe(c)
+    axes = transfer.keypoint_axes(mobile.shapes(14), mobile.shapes(15), 14)
+    mixed = {name for name, where in axes.items() if transfer.MIXED in where}
+    assert mixed and any(where == (0,) for where in axes.values())
+    arrays = {n: np.zeros(x.shape) for n, x in flat_names(mobile.shapes()).items()}
+    other = transfer.transfer(arrays, arrays, axes, get("mobile"), get("aic"))
+    assert set(other.fresh) == mixed
+    alike = transfer.transfer(arrays, arrays, axes, get("mobile"), get("mobile"))
+    assert not alike.fresh

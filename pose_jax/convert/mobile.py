@@ -65,6 +65,7 @@ def model_section(family: str) -> dict[str, Any]:
             std=(1 / 255, 1 / 255, 1 / 255),
             channel_order="bgr",
             padding=1.15,
+            area=True,
         ),
         codec=dict(
             encode="unbiased",

@@ -144,6 +144,7 @@ def filters_of(section: Any) -> Filters:
     return Filters(
         min_keypoints=section.min_keypoints,
         min_side_px=section.min_side_px,
+        min_height_px=section.min_height_px,
         limit=section.limit,
         part=section.part,
         holdout=section.holdout,

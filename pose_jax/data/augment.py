@@ -65,6 +65,7 @@ def sample_matrix(
         spec.size,
         padding=padding,
         unit=unit,
+        area=spec.area,
         scale=scale,
         rotation_deg=rotation,
         shift=(float(shift[0]), float(shift[1])),

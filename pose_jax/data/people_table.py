@@ -96,14 +96,18 @@ def select_rows(
         used = np.isin(table["image_id"], _in_part(table["image_id"], filters))
     labelled = (table["visible"] > 0).sum(1)
     sides = table["box"][:, 2:].max(1) / table["scale"]
+    heights = table["box"][:, 3] / table["scale"]
     few = used & (labelled < filters.min_keypoints)
     small = used & ~few & (sides < filters.min_side_px)
-    for group in (few, small):
+    low = used & ~few & ~small & (heights < filters.min_height_px)
+    for group in (few, small, low):
         if group.any():
             first = int(np.argmax(group))
-            reason = filters.reason(int(labelled[first]), float(sides[first]))
+            reason = filters.reason(
+                int(labelled[first]), float(sides[first]), float(heights[first])
+            )
             dropped[str(reason)] += int(group.sum())
-    rows = np.flatnonzero(used & ~few & ~small)
+    rows = np.flatnonzero(used & ~few & ~small & ~low)
     if filters.limit:
         rows = rows[: filters.limit]
     checks.require_some(len(rows), dropped, name)

@@ -56,7 +56,11 @@ def to_skeleton(person: Person, source: Skeleton, target: Skeleton) -> Person:
 def crop_matrix(person: Person, view: View) -> np.ndarray:
     """The matrix of an unaugmented crop."""
     return geometry.crop_matrix(
-        person.box, view.spec.size, padding=view.spec.padding, unit=view.unit
+        person.box,
+        view.spec.size,
+        padding=view.spec.padding,
+        unit=view.unit,
+        area=view.spec.area,
     )
 
 
@@ -103,15 +107,30 @@ def make_sample(
     }
 
 
-class _Augmented(grain.transforms.RandomMap):
-    """Row number -> augmented sample (a class, so that worker processes can pickle it)."""
+class _Augmented(grain.transforms.MapWithIndex):
+    """Row numbers of a batch -> augmented batch (a class, so that workers can pickle it).
 
-    def __init__(self, source: Source, view: View, augment: Augment):
+    A whole batch travels between processes at once; sample by sample, the receiving process
+    would be the limit. Draws depend on the seed and the place in the order of all processes,
+    so they are the same however the order is shared out.
+    """
+
+    def __init__(
+        self, source, view, augment, *, seed: int, process: int, processes: int
+    ):
         self._arguments = source, view, augment
+        self._seed, self._process, self._processes = seed, process, processes
 
-    def random_map(self, element, rng: np.random.Generator):
+    def map_with_index(self, index, element):
         source, view, augment = self._arguments
-        return make_sample(source, int(element), view, augment, rng)
+        samples = []
+        for place, row in enumerate(element, start=int(index) * len(element)):
+            key = self._seed, place * self._processes + self._process
+            generator = np.random.Generator(
+                np.random.Philox(key=np.array(key, np.uint64))
+            )
+            samples.append(make_sample(source, int(row), view, augment, generator))
+        return {name: np.stack([s[name] for s in samples]) for name in samples[0]}
 
 
 def train_iterator(
@@ -146,15 +165,16 @@ def train_iterator(
     cv2.setNumThreads(1)  # One picture per thread; nested threads only fight.
     rows = grain.MapDataset.range(len(source)).seed(seed).shuffle()
     rows = rows[:usable][process::processes].repeat(None)
-    samples = rows.random_map(_Augmented(source, view, augment))
-    options = grain.ReadOptions(
-        num_threads=max(threads, 1), prefetch_buffer_size=max(2 * batch, 2 * threads)
+    batches = rows.batch(batch // processes, drop_remainder=True).map_with_index(
+        _Augmented(
+            source, view, augment, seed=seed, process=process, processes=processes
+        )
     )
-    dataset = samples.to_iter_dataset(options)
+    threads = max(threads, 1)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
+    dataset = batches.to_iter_dataset(options)
     if workers:
-        # Before batching: afterwards the order would depend on the number of workers.
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    dataset = dataset.batch(batch // processes, drop_remainder=True)
     return TrainIterator(iter(dataset))
 
 

@@ -76,6 +76,7 @@ class Filters:
     Attributes:
       min_keypoints: labelled keypoints at least.
       min_side_px: longer side of the box at least, pixels.
+      min_height_px: height of the box at least, pixels.
       limit: at most this many people (0 = all).
       part: `all`, or `train`/`held_out` of a split carved by picture.
       holdout: share of pictures in `held_out`.
@@ -83,6 +84,7 @@ class Filters:
 
     min_keypoints: int = 1
     min_side_px: float = 0.0
+    min_height_px: float = 0.0
     limit: int = 0
     part: str = "all"
     holdout: float = 0.0
@@ -101,12 +103,14 @@ class Filters:
         held_out = int.from_bytes(digest[:4], "big") / 2**32 < self.holdout
         return held_out == (self.part == "held_out")
 
-    def reason(self, keypoints: int, side_px: float) -> str | None:
+    def reason(self, keypoints: int, side_px: float, height_px: float) -> str | None:
         """Why somebody with so many labelled keypoints and such a box is left out."""
         if keypoints < self.min_keypoints:
             return f"with fewer than {self.min_keypoints} keypoints"
         if side_px < self.min_side_px:
             return f"smaller than {self.min_side_px:g} px"
+        if height_px < self.min_height_px:
+            return f"less than {self.min_height_px:g} px high"
         return None
 
     def select(
@@ -120,7 +124,8 @@ class Filters:
         kept = []
         for person in people:
             labelled = int((person.visible > 0).sum())
-            reason = self.reason(labelled, float(person.box[2:].max()))
+            height = float(person.box[3])
+            reason = self.reason(labelled, float(person.box[2:].max()), height)
             if reason:
                 dropped[reason] += 1
             else:

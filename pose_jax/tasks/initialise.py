@@ -35,7 +35,7 @@ def from_model(config: Any, described: Recipe, state: TrainState) -> TrainState:
     source = recipe(stored)
     loaded, step = checkpoint.load_variables(section.path, section.checkpoint)
     k = described.skeleton.num_keypoints
-    axes = transfer.keypoint_axes(described.shapes(k), described.shapes(k + 1))
+    axes = transfer.keypoint_axes(described.shapes(k), described.shapes(k + 1), k)
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
     try:
         result = transfer.transfer(

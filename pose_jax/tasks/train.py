@@ -315,7 +315,7 @@ def join_state(variables: Any, rest: TrainState) -> TrainState:
     averaged = bool(jax.tree.leaves(rest.params))
     return dataclasses.replace(
         rest,
-        batch_stats=variables["batch_stats"],
+        batch_stats=variables.get("batch_stats", {}),
         params=rest.params if averaged else variables["params"],
         average=variables["params"] if averaged else {},
     )

@@ -21,17 +21,26 @@ class Transfer(NamedTuple):
     fresh: list[str]
 
 
-def keypoint_axes(shapes: Any, shapes_with_one_more: Any) -> dict[str, tuple[int, ...]]:
-    """Axes of every leaf that count keypoints: those that grow with their number."""
+MIXED = -1
+"""Stands for an axis that holds keypoints among other channels."""
+
+
+def keypoint_axes(
+    shapes: Any, shapes_with_one_more: Any, num_keypoints: int
+) -> dict[str, tuple[int, ...]]:
+    """Axes of every leaf that count keypoints: those that grow with their number.
+
+    An axis that grows but has another length (a concatenation of maps and features) cannot
+    be matched by joint; such a leaf gets `MIXED`.
+    """
     small, large = flat_names(shapes), flat_names(shapes_with_one_more)
-    return {
-        name: tuple(
-            axis
-            for axis, (a, b) in enumerate(zip(leaf.shape, large[name].shape))
-            if a != b
-        )
-        for name, leaf in small.items()
-    }
+
+    def axes(a, b):
+        grown = [i for i, (m, n) in enumerate(zip(a, b)) if m != n]
+        exact = all(a[i] == num_keypoints and b[i] == num_keypoints + 1 for i in grown)
+        return tuple(grown) if exact else (MIXED,)
+
+    return {name: axes(leaf.shape, large[name].shape) for name, leaf in small.items()}
 
 
 def transfer(
@@ -61,12 +70,13 @@ def transfer(
     leaves, copied, mapped, kept = {}, [], [], []
     for name, value in fresh.items():
         old, where = loaded.get(name), axes[name]
-        if old is None or (where and backbone_only):
+        if old is None or (where and backbone_only) or (MIXED in where and not same):
             leaves[name] = value
             kept.append(name)
             continue
-        if [n for i, n in enumerate(old.shape) if i not in where] != [
-            n for i, n in enumerate(value.shape) if i not in where
+        fixed = () if MIXED in where else where
+        if [n for i, n in enumerate(old.shape) if i not in fixed] != [
+            n for i, n in enumerate(value.shape) if i not in fixed
         ]:
             raise ValueError(
                 f"init_from: {name} has shape {old.shape} there and {value.shape} here; "

@@ -85,7 +85,7 @@ class HeatmapObjective:
             "zero_map_loss": zero,
             "correct": self._accuracy(outputs, batch),
         }
-        return loss, (metrics, updated["batch_stats"])
+        return loss, (metrics, updated.get("batch_stats", {}))
 
     def supervise(self, outputs: Outputs, batch: Batch) -> tuple[Mean, Mean]:
         """Loss of the outputs and of all-zero outputs (the answer "nothing")."""
