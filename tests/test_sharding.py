@@ -40,11 +40,11 @@ def run(mesh, fsdp=False, features=8):
     step = step_.compile_step(
         step_.make_train_step(objective, transform, schedule, seed=0, decay=0.9),
         shardings, mesh)
-    losses = []
-    for seed in range(1):
-        state, metrics = step(state, sharding.put_batch(make_batch(16, seed=seed), mesh))
-        losses.append(float(metrics["loss"]))
-    return state, losses, step
+    # Seed 1: no activation of this batch sits within rounding of a ReLU's zero, where
+    # another order of summation would flip it and change a gradient by 1e-4.
+    batch = make_batch(16, seed=1)
+    state, metrics = step(state, sharding.put_batch(batch, mesh))
+    return state, [float(metrics["loss"])], step
 """
 
 
@@ -69,16 +69,22 @@ def test_eight_devices_equal_one(environment):
 devices = jax.devices()
 assert len(devices) == 8
 one, losses, _ = run(sharding.make_mesh(sharding.MeshConfig(data=1), devices[:1]))
-worst, all_losses = [], [losses]
-sharding._SMALL = 256
+all_losses = [losses]
+
+def distance(a, b):
+    return max(
+        float(np.abs(np.asarray(x) - np.asarray(y)).max())
+        for name in ("params", "batch_stats", "average")
+        for x, y in zip(jax.tree.leaves(getattr(a, name)), jax.tree.leaves(getattr(b, name)))
+    )
+
+worst = []
+sharding._SMALL = 64
 for mesh, fsdp in (((8, 1), False), ((4, 2), True)):
     mesh = sharding.make_mesh(sharding.MeshConfig(data=mesh[0], model=mesh[1]), devices)
     many, losses, step = run(mesh, fsdp)
     all_losses.append(losses)
-    for name in ("params", "batch_stats", "average"):
-        for a, b in zip(jax.tree.leaves(getattr(one, name)),
-                        jax.tree.leaves(getattr(many, name))):
-            worst.append(float(np.abs(np.asarray(a) - np.asarray(b)).max()))
+    worst.append(distance(one, many))
     assert step._cache_size() == 1
 split = [str(x.sharding.spec) for x in jax.tree.leaves(many.params)]
 print(json.dumps(dict(worst=max(worst), losses=all_losses,
@@ -86,7 +92,7 @@ print(json.dumps(dict(worst=max(worst), losses=all_losses,
 """,
         environment,
     )
-    assert result["worst"] < 1e-4
+    assert result["worst"] < 1e-5
     for losses in result["losses"][1:]:
         np.testing.assert_allclose(losses, result["losses"][0], rtol=1e-5)
     assert result["split"] > 0 and result["channels"] > 0
