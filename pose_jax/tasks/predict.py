@@ -111,14 +111,20 @@ def _video(estimator, path: Path, boxes, folder, section) -> dict[str, Any]:
 
 
 def overlay(image: np.ndarray, pose: Pose, threshold: float) -> np.ndarray:
-    """The picture with skeletons; boxes where they were given."""
+    """The picture with skeletons; boxes where they were given.
+
+    Opacity is a joint's score relative to the surest one of the picture, and never less than
+    a third: how high a sure peak is differs from network to network.
+    """
+    scores = pose.keypoint_scores
+    shade = scores / max(float(scores.max(initial=0.0)), 1e-6)
     return drawings.draw_pose(
         image,
         pose.keypoints,
         pose.skeleton,
-        scores=pose.keypoint_scores,
+        scores=np.where(scores >= threshold, 0.35 + 0.65 * shade, -1.0),
         boxes=None if pose.whole_image else pose.boxes,
-        threshold=threshold,
+        threshold=0.0,
     )
 
 
