@@ -164,8 +164,16 @@ class Estimator:
     ) -> Pose:
         """Keypoints of the people in the given boxes of one picture."""
         spec, k = self.recipe.spec, self.skeleton.num_keypoints
-        fields = dict(padding=spec.padding, unit=self.recipe.codec.unit, area=spec.area)
-        matrices = [geometry.crop_matrix(box, spec.size, **fields) for box in boxes]
+        matrices = [
+            geometry.crop_matrix(
+                box,
+                spec.size,
+                padding=spec.padding,
+                unit=self.recipe.codec.unit,
+                area=spec.area,
+            )
+            for box in boxes
+        ]
         points, scores = [np.zeros((0, k, 2))], [np.zeros((0, k))]
         for start in range(0, len(boxes), self._batch):
             part = matrices[start : start + self._batch]
