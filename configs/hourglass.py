@@ -100,11 +100,13 @@ def _mpii(c):
     c.input.update(size=(256, 256), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     c.codec.update(encode="unbiased", decode="quarter", sigma_px=1.0)
     c.model = dict(name="hourglass", stacks=2, **NEWELL)
-    train: dict[str, Any] = dict(name="mpii", images="mpii/images")
-    c.data.train.source = source(**train, path="mpii/train.h5")
+    train: dict[str, Any] = dict(
+        name="mpii", path="mpii/train.h5", images="mpii/images"
+    )
+    c.data.train.source = source(**train, part="train", holdout=0.02)
     c.data.train.augment.update(rotation_deg=30.0, rotation_probability=0.4, gain=0.4)
-    c.data.eval = source(**train, path="mpii/valid.h5")
-    c.data.select = source(**train, path="mpii/train.h5", limit=500)
+    c.data.eval = source("mpii", path="mpii/valid.h5", images="mpii/images")
+    c.data.select = source(**train, part="held_out", holdout=0.02)
     c.objective.unlabelled_as_empty = True
     c.optimiser.update(
         name="rmsprop", learning_rate=2.5e-4, schedule="plateau", factor=0.2

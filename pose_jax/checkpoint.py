@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from pose_jax.arrays import PyTree
 from pose_jax.writer import is_main_process, say
@@ -153,6 +154,8 @@ class Checkpoints:
                 aside.rmtree()
             (self._folder / str(step)).rename(aside)
             say(f"moved it to {aside}")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         self._manager.reload()
 
 

@@ -20,7 +20,7 @@ IDENTITY = (
 
 FREE = (
     "train.save_every", "train.eval_every", "train.log_every", "train.keep_last",
-    "train.workers", "train.threads",
+    "train.threads",
 )  # fmt: skip
 """Fields of those sections that change neither weights nor order, so they may differ."""
 
@@ -237,11 +237,15 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def identity(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     """The leaves that make the run what it is, as {dotted key: JSON value}."""
     flat = flatten(to_plain(config))
+    # Under a plateau schedule the readings of the selection split set the learning rate.
+    plateau = flat.get("optimiser.schedule") == "plateau"
+    free = set(FREE) - ({"train.eval_every"} if plateau else set())
+    parts = IDENTITY + (("data.select",) if plateau else ())
     return {
         key: value
         for key, value in flat.items()
-        if key not in FREE
-        and any(key == part or key.startswith(part + ".") for part in IDENTITY)
+        if key not in free
+        and any(key == part or key.startswith(part + ".") for part in parts)
     }
 
 
@@ -249,7 +253,9 @@ def differences(
     stored: Mapping[str, Any], asked: ConfigDict | Mapping[str, Any]
 ) -> list[str]:
     """Lines `key: stored ... asked ...` for every difference in identity."""
-    old, new = identity(stored), identity(asked)
+    new, defaults = identity(asked), identity(default())
+    # A key that a later version added counts with its default.
+    old = {key: defaults[key] for key in new if key in defaults} | identity(stored)
     lines = []
     for key in sorted(set(old) | set(new)):
         a, b = old.get(key, "(absent)"), new.get(key, "(absent)")

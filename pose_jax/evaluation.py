@@ -84,10 +84,19 @@ def _suppress(people, points, scores, recipe: Recipe, sigmas, threshold: float):
 
 
 def ground_truth(source: Source) -> dict[str, Any]:
-    """The labels of a source as a COCO-format object (its own file where it has one)."""
+    """The labels of a source as a COCO-format object (its own file where it has one).
+
+    People whom the source's filters left out become ignore regions, as COCO's own people
+    without labels are: nobody predicts them, and finding them is no mistake.
+    """
     own = getattr(source, "ground_truth", None)
     if own is not None:
-        return own
+        kept = {source.person(row).id for row in range(len(source))}
+        rows = [
+            a if a["id"] in kept or a.get("iscrowd") else _unlabelled(a)
+            for a in own["annotations"]
+        ]
+        return {**own, "annotations": rows}
     people = [source.person(row) for row in range(len(source))]
     return {
         "images": [{"id": i} for i in sorted({p.image_id for p in people})],
@@ -110,6 +119,11 @@ def ground_truth(source: Source) -> dict[str, Any]:
             for p in people
         ],
     }
+
+
+def _unlabelled(annotation: Mapping[str, Any]) -> dict[str, Any]:
+    blank = [0] * len(annotation.get("keypoints") or ())
+    return {**annotation, "num_keypoints": 0, "keypoints": blank}
 
 
 def average_precision(

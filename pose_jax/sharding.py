@@ -46,6 +46,15 @@ def make_mesh(config: MeshConfig | None = None, devices=None) -> Mesh:
             f"mesh.data={config.data}, mesh.model={model}: sizes are positive "
             "(data may be -1 for all devices)"
         )
+    if config.data == -1 and len(devices) % model:
+        raise ValueError(
+            f"mesh.model={model} does not divide the {len(devices)} devices present"
+        )
+    if jax.process_count() > 1 and jax.local_device_count() % model:
+        raise ValueError(
+            f"mesh.model={model} must divide the {jax.local_device_count()} devices of one "
+            "process: rows of a batch are fed by process"
+        )
     data = len(devices) // model if config.data == -1 else config.data
     if data * model > len(devices) or data == 0:
         raise ValueError(
@@ -53,6 +62,11 @@ def make_mesh(config: MeshConfig | None = None, devices=None) -> Mesh:
             f"{max(data, 1) * model} devices but {len(devices)} "
             f"{devices[0].platform} device(s) are present; lower mesh.data or mesh.model "
             "(on a CPU, JAX_NUM_CPU_DEVICES=8 emulates eight)"
+        )
+    if jax.process_count() > 1 and data * model != len(devices):
+        raise ValueError(
+            f"{jax.process_count()} processes must use all {len(devices)} devices; set "
+            "mesh.data=-1"
         )
     # Auto axes: analysis code gathers and sorts freely (Explicit mode would object).
     return jax.make_mesh(

@@ -145,7 +145,9 @@ class MetricsWriter:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._rows = [r for r in read_rows(workdir) if r["step"] <= resume_step]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
+        partial = self._path.parent / "metrics.jsonl.partial"
+        partial.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
+        partial.replace(self._path)
         self._remote = "://" in str(workdir)
         if not self._remote:
             from tensorboardX import SummaryWriter

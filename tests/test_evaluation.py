@@ -1,5 +1,6 @@
 """`evaluate` end to end on a small COCO-format set: one AP by three ways, detections, refusals."""
 
+import hashlib
 import json
 
 import cv2
@@ -178,8 +179,9 @@ def test_detections_are_rescored_and_thinned(run, dataset, tmp_path):
     d = c.copy_and_resolve_references()
     d.evaluate.update(boxes=str(path), metrics=("ap",), overlays=0, score_threshold=0.0)
     evaluate.run(d, str(workdir))
-    record = json.loads((workdir / "results.json").read_text())["val-boxes-flip-0"]
-    rows = json.loads((workdir / "predictions" / "val-boxes-flip-0.json").read_text())
+    name = f"val-boxes_{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}-flip-0"
+    record = json.loads((workdir / "results.json").read_text())[name]
+    rows = json.loads((workdir / "predictions" / f"{name}.json").read_text())
     assert record["people"] == 22 and len(rows) == 11
     assert str(path) in record["protocol"] and len(record["boxes_sha256"]) == 64
     gt = json.loads((workdir / "predictions" / "val-gt-flip-0.json").read_text())
@@ -218,6 +220,25 @@ def test_a_model_of_another_skeleton(dataset, tmp_path):
     assert all(
         np.array(a["keypoints"]).reshape(17, 3)[0, 2] == 0 for a in thin["annotations"]
     )
+
+
+def test_people_left_out_by_filters_are_ignored_not_missed(run, dataset):
+    """With a limit of four, perfect predictions of those four score 1."""
+    c, _ = run
+    d = c.copy_and_resolve_references()
+    d.data.eval.limit = 4
+    opened = data.open_source(d.data.eval, root=None, skeleton="coco")
+    rows = []
+    for n in range(4):
+        person = opened.person(n)
+        points = np.concatenate([person.keypoints, np.ones((17, 1))], 1)
+        rows.append(
+            dict(image_id=person.image_id, category_id=1, score=0.9,
+                 keypoints=points.ravel().tolist())
+        )  # fmt: skip
+    result = evaluation.average_precision(opened, rows, recipe(c), "annotation")
+    np.testing.assert_allclose(result["AP"], 1.0, atol=1e-6)
+    assert result["counts"]["persons"] == 4
 
 
 def test_nan_weights_are_refused(run, dataset, tmp_path):

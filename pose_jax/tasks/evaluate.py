@@ -63,13 +63,14 @@ def run(config: Any, workdir: str) -> None:
         found, source, described,
         detected=detected, nms=section.nms, score_threshold=section.score_threshold,
     )  # fmt: skip
-    name = record_name(section, step)
+    hash_ = _hash(section.boxes) if detected else None
+    name = record_name(section, step, hash_)
     record: dict[str, Any] = {
         "protocol": evaluation.protocol(
             source, described, section, count=len(source), step=step
         ),
         "boxes": section.boxes,
-        "boxes_sha256": _hash(section.boxes) if detected else None,
+        "boxes_sha256": hash_,
         "step": step,
         "people": len(source),
     }
@@ -96,9 +97,11 @@ def run(config: Any, workdir: str) -> None:
     say(f"results: {epath.Path(workdir) / 'results.json'} ({name})")
 
 
-def record_name(section: Any, step: int) -> str:
-    """split-boxes-flip-step."""
-    boxes = "gt" if section.boxes == "ground_truth" else Path(section.boxes).stem
+def record_name(section: Any, step: int, boxes_sha256: str | None) -> str:
+    """split-boxes-flip-step; two files of boxes of one name differ by their hash."""
+    boxes = "gt"
+    if boxes_sha256:
+        boxes = f"{Path(section.boxes).stem}_{boxes_sha256[:8]}"
     flip = "flip" if section.flip_test else "noflip"
     return f"{section.name}-{boxes}-{flip}-{step}"
 
@@ -210,5 +213,5 @@ def _overlays(found, source, described, count: int, workdir: str, name: str):
         )
     path = epath.Path(workdir) / "figures" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawings.write_image(Path(path), drawings.contact_sheet(tiles, tile=(256, 256)))
+    drawings.write_image(path, drawings.contact_sheet(tiles, tile=(256, 256)))
     return path

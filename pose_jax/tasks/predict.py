@@ -17,7 +17,7 @@ from pose_jax.data.images import SUFFIXES, read_image
 from pose_jax.estimator import Estimator, Pose, check_boxes
 from pose_jax.report import drawings
 from pose_jax.tasks.workdir import data_root
-from pose_jax.writer import ProgressBar, say, write_json
+from pose_jax.writer import ProgressBar, is_main_process, say, write_json
 
 
 def run(config: Any, workdir: str) -> None:
@@ -32,6 +32,8 @@ def run(config: Any, workdir: str) -> None:
         flip_test=section.flip_test,
         batch=section.batch,
     )
+    if not is_main_process():  # Every process may load; one writes.
+        return
     folder = epath.Path(workdir) / section.name
     folder.mkdir(parents=True, exist_ok=True)
     boxes = _boxes(section.boxes)
@@ -39,13 +41,17 @@ def run(config: Any, workdir: str) -> None:
         records = _examples(config, estimator, folder)
     else:
         files = list(_files(section.inputs))
-        records = []
+        records, used = [], set()
         with ProgressBar(len(files), "predict") as bar:
             for n, path in enumerate(files):
                 if path.suffix.lower() in video.SUFFIXES:
-                    records.append(_video(estimator, path, boxes, folder, section))
+                    records.append(
+                        _video(estimator, path, boxes, folder, section, used)
+                    )
                 else:
-                    records.append(_picture(estimator, path, boxes, folder, section))
+                    records.append(
+                        _picture(estimator, path, boxes, folder, section, used)
+                    )
                 bar.update(n + 1)
     write_json(
         folder / "poses.json",
@@ -72,20 +78,20 @@ def _examples(config: Any, estimator: Estimator, folder) -> list[dict[str, Any]]
         pose = estimator.predict_crops(image, person.box[None])
         records.append({"file": person.file_name, **to_record(pose)})
         tiles.append(overlay(image, pose, config.predict.threshold))
-    drawings.write_image(Path(folder / "sheet.png"), drawings.contact_sheet(tiles))
+    drawings.write_image(folder / "sheet.png", drawings.contact_sheet(tiles))
     return records
 
 
-def _picture(estimator, path: Path, boxes, folder, section) -> dict[str, Any]:
+def _picture(estimator, path: Path, boxes, folder, section, used) -> dict[str, Any]:
     image = read_image(path, honour_exif=True)
     given = _boxes_of(boxes, path)
     pose = estimator.predict(image, given)
-    target = folder / f"{path.stem}.png"
-    drawings.write_image(Path(target), overlay(image, pose, section.threshold))
+    target = _fresh(folder, path, ".png", used)
+    drawings.write_image(target, overlay(image, pose, section.threshold))
     return {"file": str(path), "overlay": target.name, **to_record(pose)}
 
 
-def _video(estimator, path: Path, boxes, folder, section) -> dict[str, Any]:
+def _video(estimator, path: Path, boxes, folder, section, used) -> dict[str, Any]:
     """One list of people per frame, and the video with its skeletons."""
     given = _boxes_of(boxes, path)
     frames: list[dict[str, Any]] = []
@@ -94,13 +100,15 @@ def _video(estimator, path: Path, boxes, folder, section) -> dict[str, Any]:
     def drawn() -> Iterator[np.ndarray]:
         nonlocal people
         for number, frame in enumerate(video.read_frames(path)):
-            per_frame = given.get(str(number)) if isinstance(given, Mapping) else given
+            per_frame = (
+                given.get(str(number), []) if isinstance(given, Mapping) else given
+            )
             pose = estimator.predict(frame.image, per_frame)
             people += len(pose)
             frames.append({"time": frame.time, **to_record(pose)})
             yield overlay(frame.image, pose, section.threshold)
 
-    target = folder / f"{path.stem}.mp4"
+    target = _fresh(folder, path, ".mp4", used)
     video.write_frames(Path(target), drawn(), rate=video.frame_rate(path))
     return {
         "file": str(path),
@@ -108,6 +116,16 @@ def _video(estimator, path: Path, boxes, folder, section) -> dict[str, Any]:
         "frames": frames,
         "whole_image": given is None,
     }
+
+
+def _fresh(folder, path: Path, suffix: str, used: set[str]):
+    """A name for an overlay that no other file of this run has taken."""
+    name, number = path.stem + suffix, 1
+    while name in used:
+        number += 1
+        name = f"{path.stem}-{number}{suffix}"
+    used.add(name)
+    return folder / name
 
 
 def overlay(image: np.ndarray, pose: Pose, threshold: float) -> np.ndarray:

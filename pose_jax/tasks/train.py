@@ -56,7 +56,10 @@ class Stop:
         self._old: dict[int, Any] = {}
 
     def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
+        # With several processes SIGTERM belongs to JAX, which lets all of them agree on the
+        # step to stop at (`reached_preemption`).
+        alone = jax.process_count() == 1
+        for number in (signal.SIGINT, signal.SIGTERM) if alone else ():
             try:
                 self._old[number] = signal.signal(number, self._handle)
             except ValueError:  # Not the main thread (notebooks): nothing to catch.
@@ -156,7 +159,7 @@ class Loop:
         writer = MetricsWriter(self.workdir, resume_step=self.start)
         window = Window(c.batch)
         bar = ProgressBar(steps, "train", done=self.start)
-        with Stop() as stop, bar, self.mesh:
+        with Stop() as stop, bar:
             batch, ids = self._fetch(window)
             pending: tuple[int, Any, Any] | None = None
             for done in range(self.start + 1, steps + 1):

@@ -10,6 +10,7 @@ from typing import Any
 
 from etils import epath
 
+from pose_jax import checkpoint
 from pose_jax import config as config_
 from pose_jax.config import UserError
 from pose_jax.writer import is_main_process, manifest, read_json, write_json
@@ -31,7 +32,8 @@ def claim(config: Any, workdir: str) -> None:
     stored = read_json(path)
     if stored is not None:
         lines = config_.differences(stored, config)
-        if lines:
+        # Before the first checkpoint there is nothing that another config could spoil.
+        if lines and checkpoint.saved_steps(workdir):
             raise UserError(
                 f"{workdir} holds another run:\n" + "\n".join(lines) + "\nuse another "
                 "--workdir, or the same values to resume"
