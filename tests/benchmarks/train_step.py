@@ -34,6 +34,9 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--run", choices=("jax", "torch"))
     parser.add_argument("--folder")
+    parser.add_argument(
+        "--torch_python", default=sys.executable, help="its interpreter"
+    )
     return parser.parse_args()
 
 
@@ -153,7 +156,7 @@ def main():
         for _ in range(a.rounds):
             for name in ("jax", "torch"):
                 done = subprocess.run(
-                    [sys.executable, __file__, *sys.argv[1:], f"--run={name}",
+                    [sys.executable if name == "jax" else a.torch_python, __file__, *sys.argv[1:], f"--run={name}",
                      f"--folder={folder}"],
                     capture_output=True, text=True, check=False,
                 )  # fmt: skip
