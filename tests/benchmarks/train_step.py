@@ -155,11 +155,11 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(a.rounds):
             for name in ("jax", "torch"):
+                python = sys.executable if name == "jax" else a.torch_python
+                more = [*sys.argv[1:], f"--run={name}", f"--folder={folder}"]
                 done = subprocess.run(
-                    [sys.executable if name == "jax" else a.torch_python, __file__, *sys.argv[1:], f"--run={name}",
-                     f"--folder={folder}"],
-                    capture_output=True, text=True, check=False,
-                )  # fmt: skip
+                    [python, __file__, *more], capture_output=True, text=True
+                )
                 if done.returncode:
                     sys.exit(done.stderr)
                 last[name] = json.loads(done.stdout.strip().splitlines()[-1])
