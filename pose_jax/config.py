@@ -207,12 +207,6 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def from_plain(value: Any) -> ConfigDict:
-    """What `config.json` holds -> ConfigDict (lists become tuples)."""
-
-    return ConfigDict(to_tuples(value))
-
-
 def to_tuples(value: Any) -> Any:
     """Lists -> tuples throughout, so that records are hashable."""
     if isinstance(value, Mapping):

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 import json
-import os
 import pathlib
 import runpy
 import sys
@@ -159,16 +158,13 @@ def test_max_detections():
     _equal(cut, coco_ap(truth, keep, sigmas=SIGMAS))
 
 
-def _data(*parts):
-    root = os.environ.get("POSE_JAX_DATA")
-    if not root:
-        pytest.skip("POSE_JAX_DATA is not set: real data needed")
-    return pathlib.Path(root, "evaluator", *parts)
+def _data(root, *parts):
+    return root.joinpath("evaluator", *parts)
 
 
 @pytest.mark.parametrize("name", ["coco_example", "movenet_on_coco17_val"])
-def test_stored_coco_results(name):
-    folder = _data(name)
+def test_stored_coco_results(name, data_root):
+    folder = _data(data_root, name)
     expected = json.loads((folder / "expected.json").read_text())
     result = coco_ap(
         folder / expected["gt"],
@@ -179,9 +175,9 @@ def test_stored_coco_results(name):
     _equal(result, expected["stats"])
 
 
-def test_stored_crowdpose_result():
+def test_stored_crowdpose_result(data_root):
     """CrowdPose is COCO's protocol with area 0.53 w h and 14 keypoints."""
-    folder = _data("crowdpose_example")
+    folder = _data(data_root, "crowdpose_example")
     expected = json.loads((folder / "expected.json").read_text())
     sigmas = skeletons.CROWDPOSE.sigmas
     assert sigmas == pytest.approx(np.array(expected["sigmas_x10"]) / 10)

@@ -3,8 +3,6 @@
 import functools
 import json
 import math
-import os
-import pathlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -306,11 +304,8 @@ def test_pckh_rows_refuses_other_records():
         pckh_rows(pck(predicted, true, visible, side, [0.5], COCO))
 
 
-def _mpii():
-    root = os.environ.get("POSE_JAX_DATA")
-    if not root:
-        pytest.skip("POSE_JAX_DATA is not set: real data needed")
-    folder = pathlib.Path(root) / "mpii"
+def _mpii(root):
+    folder = root / "mpii"
     mat = scipy.io.loadmat(folder / "detections_our_format.mat")
     boxes = mat["headboxes_src"]
     head = 0.6 * np.linalg.norm(boxes[1] - boxes[0], axis=0)
@@ -321,9 +316,9 @@ def _mpii():
     return predicted, true, visible, head, expected
 
 
-def test_published_mpii_result():
+def test_published_mpii_result(data_root):
     """Tompson et al. (CVPR 2015) on 2,958 persons: PCKh 82.34."""
-    predicted, true, visible, head, expected = _mpii()
+    predicted, true, visible, head, expected = _mpii(data_root)
     rows = pckh_rows(pckh(predicted, true, visible, head))
     for row, percent in expected.items():
         assert 100 * rows[row] == pytest.approx(percent, abs=6e-5), row

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from pose_jax import checkpoint
 from pose_jax.config import UserError, to_plain
 from pose_jax.convert import mobile
+from pose_jax.data import under
 from pose_jax.estimator import fit_variables
 from pose_jax.recipe import recipe
 from pose_jax.tasks.workdir import data_root
@@ -21,8 +21,7 @@ def run(config: Any, workdir: str) -> None:
       UserError: no such file, or weights of another network than `config.model`.
     """
     name = config.convert.path
-    root = data_root()
-    path = Path(name) if root is None or Path(name).is_absolute() else root / name
+    path = under(data_root(), name)
     if not path.is_file():
         raise UserError(
             f"convert.path={name}: no such file; set POSE_JAX_DATA to the folder that "

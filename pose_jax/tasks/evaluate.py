@@ -171,10 +171,8 @@ def _mean_pose(config, described, labelled: Source, opened) -> np.ndarray:
 def _detections(source: Source, path: str) -> PeopleSource:
     if not isinstance(source, PeopleSource):
         raise UserError("evaluate.boxes needs a data source with pictures on disk")
-    root = data_root()
-    full = Path(path) if root is None else root / path
     try:
-        rows = json.loads(full.read_text())
+        rows = json.loads(data.under(data_root(), path).read_text())
     except FileNotFoundError:
         raise UserError(
             f"evaluate.boxes={path}: no such file; use ground_truth or a COCO result file"
@@ -185,9 +183,7 @@ def _detections(source: Source, path: str) -> PeopleSource:
 
 
 def _hash(path: str) -> str:
-    root = data_root()
-    full = Path(path) if root is None else root / path
-    return hashlib.sha256(full.read_bytes()).hexdigest()
+    return hashlib.sha256(data.under(data_root(), path).read_bytes()).hexdigest()
 
 
 def _overlays(found, source, described, count: int, workdir: str, name: str):
