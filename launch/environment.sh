@@ -1,8 +1,5 @@
 # Sourced by the launch scripts: finds or makes the Python environment.
 
-# Huge pages: XLA:CPU allocates one large arena per step; without them every step pays for fresh pages.
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
-
 # The extra for the hardware found (overridden by POSE_JAX_EXTRA).
 hardware_extra() {
   if [ -n "${POSE_JAX_EXTRA:-}" ]; then echo "$POSE_JAX_EXTRA"
@@ -10,6 +7,14 @@ hardware_extra() {
   elif ls /dev/accel* >/dev/null 2>&1 || { ls /dev/vfio/[0-9]* >/dev/null 2>&1 && [ -n "${TPU_NAME:-}${TPU_WORKER_ID:-}" ]; }; then echo tpu
   else echo cpu; fi
 }
+
+# How memory is kept on a CPU. XLA:CPU takes one large arena per step and gives it back, and glibc
+# returns it to the system: every step pays for fresh pages (a third of a training step and more).
+# Huge pages make them cheap; one arena that is neither mapped per block nor trimmed keeps them.
+# The process therefore holds the most memory it ever used. Set GLIBC_TUNABLES to choose otherwise.
+if [ "$(hardware_extra)" = cpu ]; then
+  export GLIBC_TUNABLES="${GLIBC_TUNABLES-glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736}"
+fi
 
 # A python3 of at least 3.11.
 find_python() {

@@ -6,6 +6,7 @@ Items of a step: `variables` (what `apply` needs; the averaged ones where averag
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,9 +15,11 @@ import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from pose_jax import sharding
 from pose_jax.arrays import PyTree
 from pose_jax.writer import is_main_process, say
 
@@ -118,8 +121,9 @@ class Checkpoints:
         steps, damaged = self.steps(), []
         for step in reversed(steps):
             position = _Position()
+            items: Any = None
             try:
-                items: Any = self._manager.restore(
+                items = self._manager.restore(
                     step,
                     args=ocp.args.Composite(
                         variables=ocp.args.StandardRestore(variables),
@@ -132,6 +136,8 @@ class Checkpoints:
                     f"checkpoint {step} in {self._folder} cannot be read "
                     f"({_first_line(error)}); trying the one before"
                 )
+            # One process may see damage that the others do not: all take the same step.
+            if sharding.sum_over_processes(int(items is None)):
                 damaged.append(step)
                 continue
             self._set_aside(damaged)
@@ -264,13 +270,24 @@ def _finished_steps(folder: epath.Path) -> list[int]:
 
 def _read_variables(path: epath.Path) -> PyTree:
     """A saved tree as numpy arrays, whatever devices wrote it."""
-    with ocp.PyTreeCheckpointer() as reader:
+    with _quiet(), ocp.PyTreeCheckpointer() as reader:
         resolved = path.resolve() if "://" not in str(path) else path
         tree = reader.metadata(resolved).item_metadata.tree
         arguments = jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
         )
         return reader.restore(resolved, restore_args=arguments)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Orbax warns of files that weights alone do not need."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -140,6 +141,31 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 def to_host(tree: Any) -> Any:
     """Replicated or fully addressable arrays -> numpy."""
     return jax.tree.map(np.asarray, jax.device_get(tree))
+
+
+def gather(tree: Any) -> Any:
+    """Arrays split in any way, over several hosts too -> numpy. Every process has to call."""
+    if jax.process_count() == 1:
+        return to_host(tree)
+    return to_host(multihost_utils.process_allgather(tree, tiled=True))
+
+
+def place_like(values: Any, tree: Any) -> Any:
+    """Host values, equal on every process, placed as the arrays of `tree` are."""
+    return jax.tree.map(
+        lambda value, old: jax.make_array_from_callback(
+            old.shape, old.sharding, lambda part: np.asarray(value)[part]
+        ),
+        values,
+        tree,
+    )
+
+
+def sum_over_processes(value: int) -> int:
+    """The sum of a number that each process has. Every process has to call."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.process_allgather(np.int32(value)).sum())
 
 
 def round_up(batch: int, mesh: Mesh) -> int:

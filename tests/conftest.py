@@ -79,5 +79,4 @@ def environment(repository) -> dict[str, str]:
         "PYTHONPATH": str(repository),
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": CACHE,
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     }

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -144,38 +146,55 @@ def free_port():
         return s.getsockname()[1]
 
 
-def test_two_processes_train_save_and_restore(environment, repository, tmp_path):
-    """Two processes on this machine, two devices each: train, save, resume, evaluate."""
+@pytest.fixture
+def pair(environment, repository, tmp_path):
+    """Starts two processes on this machine, two devices each: pair(workdir, steps, flags)."""
     from tiny import write_config
 
+    started = []
+
+    def start(workdir, steps, *flags):
+        port = free_port()
+        for rank in range(2):
+            config = write_config(tmp_path / f"tiny_{steps}_{rank}.py")
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "pose_jax.main", f"--config={config}",
+                     f"--workdir={workdir}", f"--config.train.steps={steps}",
+                     "--config.optimiser.name=sgd", "--distributed", *flags],
+                    env={**environment, "JAX_NUM_CPU_DEVICES": "2",
+                         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                         "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(rank)},
+                    cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )  # fmt: skip
+        return started[-2:]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def outputs(processes, code=0):
+    """What the processes said; all must end with the code."""
+    said = []
+    for process in processes:
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == code, out
+        said.append(out)
+    return said
+
+
+def test_two_processes_train_save_and_restore(pair, tmp_path):
+    """Train, save, resume, evaluate; then another run from these weights, split by FSDP."""
     from pose_jax import checkpoint
     from pose_jax.trees import flat_names
 
-    port = free_port()
-
-    def start(rank, workdir, steps):
-        config = write_config(tmp_path / f"tiny_{steps}_{rank}.py")
-        return subprocess.Popen(
-            [sys.executable, "-m", "pose_jax.main", f"--config={config}",
-             f"--workdir={workdir}", f"--config.train.steps={steps}",
-             "--config.tasks=('train','evaluate')", "--config.optimiser.name=sgd",
-             "--distributed"],
-            env={**environment, "JAX_NUM_CPU_DEVICES": "2",
-                 "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-                 "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(rank)},
-            cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-
-    def finish(processes):
-        said = []
-        for process in processes:
-            out, _ = process.communicate(timeout=300)
-            assert process.returncode == 0, out
-            said.append(out)
-        return said[0]
-
-    two = tmp_path / "two"
-    finish([start(rank, two, 2) for rank in range(2)])
+    two, both = tmp_path / "two", "--config.tasks=('train','evaluate')"
+    # Wide enough that arrays are split.
+    wide = "--config.model.depth=1", "--config.model.features=192"
+    outputs(pair(two, 2, both, *wide))
     assert (two / "results.json").exists()
     # The second half of the run starts from what both processes saved.
     stored = json.loads((two / "config.json").read_text())
@@ -183,8 +202,7 @@ def test_two_processes_train_save_and_restore(environment, repository, tmp_path)
     (two / "config.json").write_text(json.dumps(stored))
     files = sorted(p.name for p in (two / "checkpoints/2/data").glob("process*"))
     assert files == ["process_0-of-2.json", "process_1-of-2.json"]
-    out = finish([start(rank, two, 4) for rank in range(2)])
-    assert "resuming" in out
+    assert "resuming" in outputs(pair(two, 4, both, *wide))[0]
     results = json.loads((two / "results.json").read_text())
     assert results["val-gt-flip-4"]["people"] == 16
     tree, step = checkpoint.load_variables(two, "last")
@@ -192,3 +210,25 @@ def test_two_processes_train_save_and_restore(environment, repository, tmp_path)
     assert all(np.isfinite(x).all() for x in flat_names(tree).values())
     rows = json.loads((two / "predictions.json").read_text())
     assert len({row["image_id"] for row in rows}) == 16
+
+    split = tmp_path / "split"
+    still = "--config.optimiser.learning_rate=0.0", "--config.mesh.fsdp=True"
+    start = f"--config.init_from.path={two}"
+    assert "arrays copied" in outputs(pair(split, 2, start, *still, *wide))[0]
+    found, step = checkpoint.load_variables(split, "last")
+    assert step == 2
+    for name, value in flat_names(found["params"]).items():
+        np.testing.assert_array_equal(value, flat_names(tree["params"])[name])
+
+
+def test_a_preempted_process_stops_all_at_one_step(pair, tmp_path):
+    """SIGTERM to one host: all save the same step and say so; the same command resumes."""
+    processes = pair(tmp_path / "run", 100_000, "--config.tasks=('train',)")
+    for line in processes[0].stdout:
+        if "img/s" in line:
+            break
+    processes[1].send_signal(signal.SIGTERM)
+    said = outputs(processes, code=2)
+    steps = {re.search(r"stopped by preemption at step (\d+), saved", s) for s in said}
+    (step,) = {int(found[1]) for found in steps if found}
+    assert (tmp_path / "run" / "checkpoints" / str(step)).is_dir()

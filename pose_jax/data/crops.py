@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ from jaxtyping import Float, UInt8
 from pose_jax import geometry
 from pose_jax.data.checks import NO_AP, DataError
 from pose_jax.data.images import ImageError, decode_image
-from pose_jax.data.people_table import load_table, person_at, select_rows
-from pose_jax.data.sources import Filters, Person, Source, named_skeleton
+from pose_jax.data.people_table import TableSource
+from pose_jax.data.sources import Filters, Person, Source
 
 FORMAT, VERSION = "pose_jax crops", 1
 RECORDS, TABLE, INDEX = "people.array_record", "people.npy", "index.json"
@@ -146,12 +145,12 @@ def unpack(record: bytes) -> dict[str, Any]:
     return fields
 
 
-class CropsSource:
-    """People of a crops store, by row; pictures are read when asked for.
+class CropsSource(TableSource):
+    """People of a crops store, by row; pictures are read when asked for. Labels are in
+    pixels of the crop, `image_id` is the original picture's.
 
     Attributes:
       index: what `index.json` holds.
-      rows: numbers of the selected records.
     """
 
     def __init__(
@@ -165,16 +164,11 @@ class CropsSource:
         Raises:
           DataError: no store, a damaged or newer one, or nobody left after the filters.
         """
-        self._arguments = path, filters, area_source
+        super().__init__(path, filters, area_source)
         self.path = Path(path)
         self.index = read_index(self.path)
         self.name = f"crops of {self.index['source']}"
-        skeleton = self.index["skeleton"]
-        self.skeleton = named_skeleton(
-            skeleton["keypoints"], skeleton["name"], skeleton["limbs"]
-        )
-        self.dropped = Counter(self.index["dropped"])
-        self._table = load_table(self.path / TABLE)
+        self._open(self.path / TABLE, self.index["skeleton"], self.index["dropped"])
         self._records = _open_records(self.path / RECORDS)
         counts = self.index["people"], len(self._table), len(self._records)
         if len(set(counts)) > 1:
@@ -182,23 +176,6 @@ class CropsSource:
                 f"{path} is damaged: the index, the table and the records hold "
                 f"{counts} people; delete it and run the prepare task again"
             )
-        self.rows = select_rows(
-            self._table, filters or Filters(), self.dropped, str(path)
-        )
-        self._area_source = area_source
-
-    def __getstate__(self):
-        return self._arguments
-
-    def __setstate__(self, arguments):
-        self.__init__(*arguments)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def person(self, row: int) -> Person:
-        """The labels, in pixels of `image(row)`; `image_id` is the original picture's."""
-        return person_at(self._table, int(self.rows[row]), self._area_source)
 
     def image(self, row: int) -> UInt8[np.ndarray, "h w 3"]:
         """The stored crop.

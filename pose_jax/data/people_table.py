@@ -7,7 +7,7 @@ people open in milliseconds and worker processes share them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from pose_jax.data import checks
-from pose_jax.data.sources import AREA_OF_BOX, Filters, Person
+from pose_jax.data.sources import AREA_OF_BOX, Filters, Person, named_skeleton
 
 
 def to_table(
@@ -116,3 +116,44 @@ def select_rows(
 
 def _in_part(image_ids: np.ndarray, filters: Filters) -> list[Any]:
     return [i for i in np.unique(image_ids).tolist() if filters.in_part(i)]
+
+
+class TableSource:
+    """People of a table, by row; a subclass brings `name` and the pictures.
+
+    Pickled as the arguments that opened it, so that worker processes open it anew.
+
+    Attributes:
+      rows: numbers of the selected rows of the table.
+    """
+
+    def __init__(self, path: str | Path, filters: Filters | None, area_source: str):
+        self._arguments = path, filters, area_source
+        self._filters, self._area_source = filters or Filters(), area_source
+
+    def _open(
+        self, table: Path, skeleton: Mapping[str, Any], dropped: Mapping[str, int]
+    ) -> None:
+        """Reads the labels and selects rows.
+
+        Raises:
+          DataError: a damaged table, or nobody left after the filters.
+        """
+        self.skeleton = named_skeleton(
+            skeleton["keypoints"], skeleton["name"], skeleton["limbs"]
+        )
+        self.dropped = Counter(dropped)
+        self._table = load_table(table)
+        self.rows = select_rows(
+            self._table, self._filters, self.dropped, str(self._arguments[0])
+        )
+
+    def __reduce__(self):
+        return type(self), self._arguments
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def person(self, row: int) -> Person:
+        """The labels, in pixels of `image(row)`."""
+        return person_at(self._table, int(self.rows[row]), self._area_source)

@@ -21,8 +21,8 @@ from jaxtyping import UInt8
 
 from pose_jax.data.checks import DataError, check_unreadable
 from pose_jax.data.images import ImageError, decode_image
-from pose_jax.data.people_table import load_table, person_at, select_rows, to_table
-from pose_jax.data.sources import Filters, PeopleSource, Person, coco, named_skeleton
+from pose_jax.data.people_table import TableSource, to_table
+from pose_jax.data.sources import Filters, PeopleSource, Person, coco
 
 TABLE, SPLIT = "people.npy", "people"
 
@@ -162,7 +162,7 @@ def _features(person: Person) -> dict[str, Any]:
     }
 
 
-class TfdsSource:
+class TfdsSource(TableSource):
     """People of a prepared `CocoKeypoints`, by row, in pixels of the original pictures."""
 
     def __init__(
@@ -179,7 +179,7 @@ class TfdsSource:
         Raises:
           DataError: nothing prepared there, damaged, or nobody left after the filters.
         """
-        self._arguments = path, filters, area_source
+        super().__init__(path, filters, area_source)
         folder = dataset_folder(Path(path))
         if not (folder / "dataset_info.json").is_file():
             raise DataError(
@@ -189,29 +189,8 @@ class TfdsSource:
         builder: Any = tfds.builder_from_directory(str(folder))
         metadata: Any = builder.info.metadata
         self.name = f"tfds {metadata['source']}"
-        skeleton = metadata["skeleton"]
-        self.skeleton = named_skeleton(
-            skeleton["keypoints"], skeleton["name"], skeleton["limbs"]
-        )
-        self.dropped = Counter(metadata["dropped"])
-        self._table = load_table(folder / TABLE)
+        self._open(folder / TABLE, metadata["skeleton"], metadata["dropped"])
         self._examples = builder.as_data_source(SPLIT)
-        self.rows = select_rows(
-            self._table, filters or Filters(), self.dropped, str(path)
-        )
-        self._area_source = area_source
-
-    def __getstate__(self):
-        return self._arguments
-
-    def __setstate__(self, arguments):
-        self.__init__(*arguments)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def person(self, row: int) -> Person:
-        return person_at(self._table, int(self.rows[row]), self._area_source)
 
     def image(self, row: int) -> UInt8[np.ndarray, "h w 3"]:
         record = int(self._table["record"][self.rows[row]])

@@ -82,15 +82,15 @@ class Residual(nn.Module):
     def __call__(self, x: Float[Array, "b y x c"], train: bool):
         half = self.features // 2
         h = NormRelu(self.dtype, name="norm1")(x, train=train)
-        h = conv1x1(half, "conv1", self.dtype)(h)
+        h = conv1x1(half, "conv1", self.dtype, train=train)(h)
         h = NormRelu(self.dtype, name="norm2")(h, train=train)
-        h = conv(half, 3, "conv2", self.dtype)(h)
+        h = conv(half, 3, "conv2", self.dtype, train=train)(h)
         h = NormRelu(self.dtype, name="norm3")(h, train=train)
-        h = conv1x1(self.features, "conv3", self.dtype)(h)
+        h = conv1x1(self.features, "conv3", self.dtype, train=train)(h)
         if self.shortcut == "conv3x3":
-            x = conv(self.features, 3, "shortcut", self.dtype)(x)
+            x = conv(self.features, 3, "shortcut", self.dtype, train=train)(x)
         elif x.shape[-1] != self.features:
-            x = conv1x1(self.features, "shortcut", self.dtype)(x)
+            x = conv1x1(self.features, "shortcut", self.dtype, train=train)(x)
         return x + h
 
 
@@ -117,12 +117,9 @@ class Hourglass(nn.Module):
             features, maps = self._stack(x, stack, taps, train)
             heatmaps.append(maps.astype(jnp.float32))
             if stack + 1 < self.config.stacks:
-                width = self.config.features
-                x = (
-                    x
-                    + conv1x1(width, f"stack{stack}_merge_features", dtype)(features)
-                    + conv1x1(width, f"stack{stack}_merge_heatmaps", dtype)(maps)
-                )
+                for part, value in (("features", features), ("heatmaps", maps)):
+                    name = f"stack{stack}_merge_{part}"
+                    x = x + conv1x1(x.shape[-1], name, dtype, train=train)(value)
         return Outputs(heatmaps=jnp.stack(heatmaps), taps=taps.finish())
 
     def _residuals(self, x, features: int, name: str, train: bool, count: int):
@@ -143,7 +140,7 @@ class Hourglass(nn.Module):
         x = conv(first, 7, "stem_conv", dtype, strides=2)(x)
         x = NormRelu(dtype, name="stem_norm")(x, train=train)
         x = self._residuals(x, second, "stem1", train, 1)
-        x = max_pool2(x)
+        x = max_pool2(x, train=train)
         x = self._residuals(x, third, "stem2", train, 1)
         return self._residuals(x, self.config.features, "stem3", train, 1)
 
@@ -157,7 +154,7 @@ class Hourglass(nn.Module):
         skips = []
         for level in range(c.depth):
             skips.append(taps(f"{name}/skip{level}", residuals(x, f"skip{level}")))
-            x = residuals(max_pool2(x), f"encoder{level}")
+            x = residuals(max_pool2(x, train=train), f"encoder{level}")
             x = taps(f"{name}/encoder{level}", x)
         x = residuals(x, "bottleneck", c.residuals * c.bottleneck_residuals)
         x = taps(f"{name}/bottleneck", x)
@@ -171,10 +168,10 @@ class Hourglass(nn.Module):
 
         x = self._residuals(x, c.features, f"{name}_last", train, 1)
         width = {0: c.features, -1: self.num_keypoints}.get(c.head, c.head)
-        x = conv1x1(width, f"{name}_features", dtype)(x)
+        x = conv1x1(width, f"{name}_features", dtype, train=train)(x)
         x = NormRelu(dtype, name=f"{name}_norm")(x, train=train)
         x = taps(f"{name}/features", x)
-        maps = conv1x1(self.num_keypoints, f"{name}_heatmaps", dtype)(x)
+        maps = conv1x1(self.num_keypoints, f"{name}_heatmaps", dtype, train=train)(x)
         return x, taps(f"{name}/heatmaps", maps)
 
 

@@ -15,23 +15,56 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from pose_jax.arrays import Array
+from pose_jax.models import products
 
 EPSILON = 1e-5
 
 
-def max_pool2(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
+def max_pool2(
+    x: Float[Array, "b h w c"], *, train: bool = False
+) -> Float[Array, "b h/2 w/2 c"]:
     """2x2 max-pooling, stride 2. At exact ties the gradient is shared.
+
+    With `train` the gradient is written out, which is faster on a CPU and has no forward mode.
 
     Raises:
       ValueError: odd height or width.
     """
-    b, h, w, c = x.shape
+    _, h, w, _ = x.shape
     if h % 2 or w % 2:
         raise ValueError(
             f"a {h}x{w} map cannot be halved; make input.size divisible by "
             "4 * 2**model.depth"
         )
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+    return _max_pool2_train(x) if train else _max_pool2(x)
+
+
+def _quarters(x):
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c)
+
+
+def _max_pool2(x):
+    return _quarters(x).max((2, 4))
+
+
+def _max_pool2_forward(x):
+    y = _max_pool2(x)
+    return y, (x, y)
+
+
+def _max_pool2_backward(operands, g):
+    x, y = operands
+    parts = _quarters(x)
+    # Over the four pixels one by one: as a sum over axes the mask would be stored first.
+    pixels = [parts[:, :, i, :, j] for i in (0, 1) for j in (0, 1)]
+    ties = sum((pixel == y).astype(g.dtype) for pixel in pixels)
+    share = (g / ties)[:, :, None, :, None]
+    return (jnp.where(parts == y[:, :, None, :, None], share, 0).reshape(x.shape),)
+
+
+_max_pool2_train = jax.custom_vjp(_max_pool2)
+_max_pool2_train.defvjp(_max_pool2_forward, _max_pool2_backward)
 
 
 def upsample2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
@@ -41,28 +74,42 @@ def upsample2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     return x.reshape(b, 2 * h, 2 * w, c)
 
 
-def conv1x1(features: int, name: str, dtype: Any, *, use_bias: bool = True) -> nn.Dense:
-    """A 1x1 convolution, written as the matrix product that it is."""
+def conv1x1(features: int, name: str, dtype: Any, *, train: bool = False) -> nn.Dense:
+    """A 1x1 convolution, written as the matrix product that it is.
+
+    `train` picks the form with fast weight gradients, which has no forward mode.
+    """
     return nn.Dense(
         features,
-        use_bias=use_bias,
         dtype=dtype,
+        dot_general=products.dot_general if train else jax.lax.dot_general,
         kernel_init=_conv_init,
         name=name,
     )
 
 
 def conv(
-    features: int, size: int, name: str, dtype: Any, *, strides: int = 1
+    features: int,
+    size: int,
+    name: str,
+    dtype: Any,
+    *,
+    strides: int = 1,
+    train: bool = False,
 ) -> nn.Conv:
-    """Square convolution with PyTorch's symmetric padding (not "SAME" under strides)."""
+    """Square convolution with PyTorch's symmetric padding (not "SAME" under strides).
+
+    `train` as in `conv1x1`.
+    """
     pad = size // 2
+    function = products.conv_general_dilated if train else jax.lax.conv_general_dilated
     return nn.Conv(
         features,
         (size, size),
         strides=strides,
         padding=((pad, pad), (pad, pad)),
         dtype=dtype,
+        conv_general_dilated=function,
         kernel_init=_conv_init,
         name=name,
     )
@@ -135,12 +182,14 @@ def _norm_relu_backward(residuals, cotangents):
     factor = scale * inverse
     offset = bias - mean * factor
     passes = x * factor.astype(x.dtype) + offset.astype(x.dtype) > 0
-    grad = jnp.where(passes, grad, 0)
-    wide = grad.astype(jnp.float32)
-    normal = (x.astype(jnp.float32) - mean) * inverse
+    wide, x32 = jnp.where(passes, grad, 0).astype(jnp.float32), x.astype(jnp.float32)
+    # Sums of g and g*x, and the gradient as one linear form in g and x: two passes over the
+    # maps, where sums over the normalised input would take three.
     grad_bias = wide.sum(axes)
-    grad_scale = (wide * normal).sum(axes)
-    grad_x = factor * (wide - (grad_bias + normal * grad_scale) / count)
+    grad_scale = ((wide * x32).sum(axes) - mean * grad_bias) * inverse
+    slope = factor * inverse * grad_scale / count
+    constant = factor * grad_bias / count - slope * mean
+    grad_x = factor * wide - slope * x32 - constant
     return grad_x.astype(x.dtype), grad_scale, grad_bias
 
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
-from pose_jax import checkpoint
+from pose_jax import checkpoint, sharding
 from pose_jax.config import UserError
 from pose_jax.recipe import Recipe, recipe
 from pose_jax.training import transfer
@@ -39,10 +38,7 @@ def from_model(config: Any, described: Recipe, state: TrainState) -> TrainState:
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
     try:
         result = transfer.transfer(
-            {
-                name: np.asarray(x)
-                for name, x in flat_names(jax.device_get(fresh)).items()
-            },
+            flat_names(sharding.gather(fresh)),
             flat_names(loaded),
             axes,
             source.skeleton,
@@ -53,9 +49,7 @@ def from_model(config: Any, described: Recipe, state: TrainState) -> TrainState:
         raise UserError(str(error)) from None
     say(f"init_from {section.path} step {step}: {transfer.summary(result)}")
     tree = unflatten_names(fresh, result.leaves)
-    placed = jax.tree.map(
-        lambda new, old: jax.device_put(new, old.sharding), tree, fresh
-    )
+    placed = sharding.place_like(tree, fresh)
     average = state.average
     if jax.tree.leaves(average):
         average = jax.tree.map(jnp.copy, placed["params"])

@@ -176,6 +176,7 @@ class Loop:
                 if last or _due(done, c.log_every, c.save_every, c.eval_every):
                     self._read(pending, window)
                     pending = None
+                    self._check_bad()
                     if last or _due(done, c.log_every):
                         row = window.close()
                         writer.write(done, row, "train/")
@@ -202,19 +203,23 @@ class Loop:
         window.waited += time.monotonic() - began
         unreadable = np.flatnonzero(~rows["mask"])
         if len(unreadable):
-            self._count_bad(rows["id"][unreadable])
+            self._name_bad(rows["id"][unreadable])
+            if jax.process_count() == 1:  # Else all of them together, at a log line.
+                self._check_bad()
         sent = {name: rows[name] for name in step_.TRAIN_KEYS}
         return sharding.put_batch(sent, self.mesh), rows["id"]
 
-    def _count_bad(self, rows: np.ndarray) -> None:
-        """Name unreadable pictures; too many of them end the run."""
+    def _name_bad(self, rows: np.ndarray) -> None:
         for row in set(rows.tolist()) - self.bad:  # Each once, however many epochs.
             self.bad.add(row)
             say(f"unreadable picture skipped: {self.source.person(row).file_name}")
-        allowed = self.config.train.max_bad_images * len(self.source)
-        if len(self.bad) > allowed:
+
+    def _check_bad(self) -> None:
+        """Too many unreadable pictures, over all processes, end the run."""
+        count = sharding.sum_over_processes(len(self.bad))
+        if count > self.config.train.max_bad_images * len(self.source):
             raise UserError(
-                f"{len(self.bad)} unreadable pictures among {len(self.source)} people are more "
+                f"{count} unreadable pictures among {len(self.source)} people are more "
                 f"than train.max_bad_images={self.config.train.max_bad_images:g}; repair "
                 f"{self.source.name}"
             )

@@ -11,14 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+from compiled_step import compile_step
 
 
 def say(**row):
@@ -49,49 +45,22 @@ def matmul_peak(side):
 
 
 def train_row(member, batch, precision):
-    import jax
     import optax
 
-    from pose_jax import config, models, sharding
-    from pose_jax.heatmaps import Codec
-    from pose_jax.pixels import ColourJitter, InputSpec
-    from pose_jax.training import step as step_
-    from pose_jax.training.objectives import heatmap
+    from pose_jax.pixels import InputSpec
 
-    c, k = config.default(), member.num_keypoints
-    module = models.build({**member.section, "dtype": precision}, num_keypoints=k)
+    section = {**member.section, "dtype": precision}
     spec = InputSpec(member.input_size)
-    objective = heatmap.make(
-        c.objective, module, spec, Codec("unbiased", "quarter", 1.0), ColourJitter()
-    )
-    transform, schedule = optax.adam(1e-4), optax.constant_schedule(1e-4)
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    state, shardings = step_.create_state(
-        step_.make_init(objective, transform, average=False),
-        jax.random.key(0, impl="unsafe_rbg"),
-        step_.example_batch(spec.size, k),
-        mesh,
-        fsdp=False,
-    )
-    generator = np.random.default_rng(0)
-    rows = {n: np.array(v) for n, v in step_.example_batch(spec.size, k, batch).items()}
-    rows["image"] = generator.integers(0, 256, rows["image"].shape, np.uint8)
-    rows["keypoints"] = generator.uniform(0, 255, rows["keypoints"].shape).astype("f4")
-    rows["visible"][:], rows["weight"][:], rows["mask"][:] = 2, 1, True
-    placed = sharding.put_batch(rows, mesh)
-    step = step_.compile_step(
-        step_.make_train_step(objective, transform, schedule, seed=0), shardings, mesh
-    )
-    began = time.perf_counter()
-    compiled = step.lower(state, placed).compile()
-    seconds = time.perf_counter() - began
+    adam = optax.adam(1e-4)
+    made = compile_step(section, spec, member.num_keypoints, batch, adam, 1e-4)
+    state = made.state
 
     def one():
         nonlocal state
-        state, metrics = compiled(state, placed)
+        state, metrics = made.step(state, made.batch)
         return metrics
 
-    return batch / median_seconds(one), seconds
+    return batch / median_seconds(one), made.seconds
 
 
 def main():

@@ -1,10 +1,11 @@
 """Training step on the CPU, side by side with the same network in PyTorch channels-last.
 
-    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python tests/benchmarks/train_step.py [--stacks=1]
+    source launch/environment.sh; python tests/benchmarks/train_step.py [--stacks=1]
 
 Both start from the same weights on the same batch, so their losses must agree; each runs in
-processes of its own, alternating, and the ratio is of the medians (> 1: pose_jax is faster).
-Needs the extra `benchmark` (torch).
+processes of its own, taking turns, and the ratio is of the medians (> 1: pose_jax is faster).
+PyTorch runs twice: with the memory settings of the launch scripts, which help it too, and as
+everybody runs it, without. Needs the extra `benchmark` (torch).
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from compiled_step import compile_step
 
 EPSILON = 1e-3
-ROOT = Path(__file__).resolve().parents[2]
+SIDES = ("jax", "torch", "torch_plain")
 
 
 def arguments():
@@ -40,18 +43,6 @@ def arguments():
     return parser.parse_args()
 
 
-def make_batch(a):
-    generator = np.random.default_rng(0)
-    return dict(
-        image=generator.integers(0, 256, (a.batch, a.size, a.size, 3), np.uint8),
-        keypoints=generator.uniform(0, a.size, (a.batch, 16, 2)).astype(np.float32),
-        visible=np.full((a.batch, 16), 2, np.int32),
-        weight=np.ones((a.batch, 16), np.float32),
-        id=np.arange(a.batch, dtype=np.int32),
-        mask=np.ones(a.batch, bool),
-    )
-
-
 def timed(step, steps):
     """(losses, milliseconds) of `steps` steps after a first one."""
     losses, times = [], []
@@ -63,56 +54,33 @@ def timed(step, steps):
 
 
 def run_jax(a):
-    sys.path.insert(0, str(ROOT))
     import jax
     import optax
 
-    from pose_jax import config, models, sharding
-    from pose_jax.heatmaps import Codec
     from pose_jax.models import NEWELL
-    from pose_jax.pixels import ColourJitter, InputSpec
-    from pose_jax.training import step as step_
-    from pose_jax.training.objectives import heatmap
+    from pose_jax.pixels import InputSpec
     from pose_jax.trees import flat_names
 
-    c = config.default()
     section = dict(NEWELL, name="hourglass", stacks=a.stacks, features=a.features)
     spec = InputSpec((a.size, a.size), (0.0,) * 3, (1.0,) * 3)
-    codec = Codec("unbiased", "quarter", 1.0)
-    module = models.build(section, num_keypoints=16)
-    objective = heatmap.make(c.objective, module, spec, codec, ColourJitter())
     # A large epsilon: gradients that are zero but for rounding (biases before a
     # normalisation) would otherwise move by their noise's sign, and losses drift apart.
-    transform, schedule = optax.adam(1e-3, eps=EPSILON), optax.constant_schedule(1e-3)
-    mesh = sharding.make_mesh()
-    batch = make_batch(a)
-    state, shardings = step_.create_state(
-        step_.make_init(objective, transform, average=False),
-        jax.random.key(0, impl="unsafe_rbg"),
-        step_.example_batch(spec.size, 16),
-        mesh,
-        fsdp=False,
-    )
-    folder = Path(a.folder)
+    adam = optax.adam(1e-3, eps=EPSILON)
+    made = compile_step(section, spec, 16, a.batch, adam, 1e-3)
+    state = made.state
     arrays = {n: np.array(v) for n, v in flat_names(state.variables).items()}
-    targets = np.asarray(objective.render(batch, (a.size // 4,) * 2))
-    np.savez(folder / "start.npz", targets=targets, **arrays)
-    step = step_.compile_step(
-        step_.make_train_step(objective, transform, schedule, seed=0), shardings, mesh
-    )
-    placed = sharding.put_batch(batch, mesh)
-    began = time.perf_counter()
-    compiled = step.lower(state, placed).compile()
-    seconds = time.perf_counter() - began
+    targets = np.asarray(made.objective.render(made.batch, (a.size // 4,) * 2))
+    images = np.asarray(made.batch["image"])
+    np.savez(Path(a.folder) / "start.npz", images=images, targets=targets, **arrays)
 
     def one():
         nonlocal state
-        state, metrics = compiled(state, placed)
+        state, metrics = made.step(state, made.batch)
         return metrics["loss"]
 
     losses, times = timed(one, a.steps)
     return dict(
-        losses=losses[:3], times=times, compile_s=seconds, version=jax.__version__
+        losses=losses[:3], times=times, compile_s=made.seconds, version=jax.__version__
     )
 
 
@@ -122,12 +90,12 @@ def run_torch(a):
 
     torch.set_num_threads(os.cpu_count() or 1)
     stored = dict(np.load(Path(a.folder) / "start.npz"))
-    targets = torch.from_numpy(stored.pop("targets").transpose(0, 3, 1, 2)).contiguous()
+    images = torch.from_numpy(stored.pop("images")).permute(0, 3, 1, 2)
+    targets = torch.from_numpy(stored.pop("targets")).permute(0, 3, 1, 2)
     model = Hourglass(a.stacks, a.features, (64, 128, 128), 16)
     load(model, stored)
     model = model.to(memory_format=torch.channels_last).train()
     rule = torch.optim.Adam(model.parameters(), 1e-3, eps=EPSILON)
-    images = torch.from_numpy(make_batch(a)["image"]).permute(0, 3, 1, 2)
     images = images.contiguous(memory_format=torch.channels_last)
     targets = targets.contiguous(memory_format=torch.channels_last)
 
@@ -150,43 +118,49 @@ def main():
         result = run_jax(a) if a.run == "jax" else run_torch(a)
         print(json.dumps(result))
         return
-    times: dict[str, list[float]] = {"jax": [], "torch": []}
-    last = {}
+    times: dict[str, list[float]] = {side: [] for side in SIDES}
+    last: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(a.rounds):
-            for name in ("jax", "torch"):
-                python = sys.executable if name == "jax" else a.torch_python
-                more = [*sys.argv[1:], f"--run={name}", f"--folder={folder}"]
-                done = subprocess.run(
-                    [python, __file__, *more], capture_output=True, text=True
-                )
-                if done.returncode:
-                    sys.exit(done.stderr)
-                last[name] = json.loads(done.stdout.strip().splitlines()[-1])
-                times[name] += last[name]["times"]
-    median = {name: float(np.median(values)) for name, values in times.items()}
-    difference = np.abs(np.subtract(last["jax"]["losses"], last["torch"]["losses"]))
-    print(
-        json.dumps(
-            {
-                "network": f"{a.stacks} stack(s), {a.features} wide, {a.size} px",
-                "batch": a.batch,
-                "jax": last["jax"]["version"],
-                "torch": last["torch"]["version"],
-                "hugepages": "hugetlb" in os.environ.get("GLIBC_TUNABLES", ""),
-                "jax_ms": {"min": min(times["jax"]), "median": median["jax"]},
-                "torch_ms": {"min": min(times["torch"]), "median": median["torch"]},
-                "ratio_median": median["torch"] / median["jax"],
-                "ratio_min": min(times["torch"]) / min(times["jax"]),
-                "compile_s": last["jax"]["compile_s"],
-                "losses": {name: last[name]["losses"] for name in last},
-                "largest_relative_loss_difference": float(
-                    (difference / np.abs(last["torch"]["losses"])).max()
-                ),
-            },
-            indent=1,
-        )
-    )
+            for side in SIDES:
+                last[side] = child(a, side, folder)
+                times[side] += last[side]["times"]
+    median = {side: float(np.median(values)) for side, values in times.items()}
+    ours, theirs = last["jax"]["losses"], last["torch"]["losses"]
+    report = {
+        "network": f"{a.stacks} stack(s), {a.features} wide, {a.size} px",
+        "batch": a.batch,
+        "jax": last["jax"]["version"],
+        "torch": last["torch"]["version"],
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
+        "milliseconds": {
+            side: {"min": min(times[side]), "median": median[side]} for side in SIDES
+        },
+        "ratio_same_settings": median["torch"] / median["jax"],
+        "ratio_plain_torch": median["torch_plain"] / median["jax"],
+        "compile_s": last["jax"]["compile_s"],
+        "losses": {"jax": ours, "torch": theirs},
+        "largest_relative_loss_difference": float(
+            np.max(np.abs(np.subtract(ours, theirs)) / np.abs(theirs))
+        ),
+    }
+    print(json.dumps(report, indent=1))
+
+
+def child(a, side: str, folder: str) -> dict[str, Any]:
+    """One side in a process of its own."""
+    python = sys.executable if side == "jax" else a.torch_python
+    environment = dict(os.environ)
+    if side == "torch_plain":
+        environment.pop("GLIBC_TUNABLES", None)
+    run = "jax" if side == "jax" else "torch"
+    done = subprocess.run(
+        [python, __file__, *sys.argv[1:], f"--run={run}", f"--folder={folder}"],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 if __name__ == "__main__":

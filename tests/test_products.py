@@ -1,0 +1,138 @@
+"""Products with gradients of their own against XLA's, in every mode of differentiation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pose_jax import models
+from pose_jax.models import layers, products
+
+IMAGE = (2, 6, 8, 5)
+
+
+def draw(seed, shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def xla_convolution(x, kernel, size=1, strides=1):
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (strides, strides),
+        ((size, size), (size, size)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+FORMS = {
+    "dense": (products.dense, lambda x, kernel: x @ kernel, (5, 4)),
+    "convolve3": (products.convolve3, xla_convolution, (3, 3, 5, 4)),
+}
+
+
+def squash(function):
+    """A loss whose second derivatives are not zero."""
+    return lambda x, kernel: (
+        jnp.sin(function(x, kernel)) * draw(2, (*IMAGE[:-1], 4))
+    ).sum()
+
+
+def gradient(function, x, kernel):
+    return jax.jit(jax.grad(squash(function), (0, 1)))(x, kernel)
+
+
+def forward_over_reverse(function, x, kernel):
+    tangents = draw(5, x.shape), draw(6, kernel.shape)
+    return jax.jvp(jax.grad(squash(function), (0, 1)), (x, kernel), tangents)[1]
+
+
+def reverse_over_reverse(function, x, kernel):
+    def size(kernel):
+        return (jax.grad(squash(function), 1)(x, kernel) ** 2).sum()
+
+    return jax.grad(size)(kernel)
+
+
+def batched(function, x, kernel):
+    several = jnp.stack([x, 2 * x, x - 1])
+    return jax.vmap(jax.grad(squash(function), (0, 1)), (0, None))(several, kernel)
+
+
+@pytest.mark.parametrize(
+    "mode", [gradient, forward_over_reverse, reverse_over_reverse, batched]
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_derivatives_equal_xlas(form, mode):
+    ours, theirs, shape = FORMS[form]
+    x, kernel = draw(0, IMAGE), draw(1, shape)
+    np.testing.assert_allclose(ours(x, kernel), theirs(x, kernel), rtol=1e-5, atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3),
+        mode(ours, x, kernel),
+        mode(theirs, x, kernel),
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_keep_their_type(form, dtype):
+    ours, _, shape = FORMS[form]
+    x, kernel = draw(0, IMAGE).astype(dtype), draw(1, shape).astype(dtype)
+    grads = jax.grad(lambda x, k: ours(x, k).astype(jnp.float32).sum(), (0, 1))
+    assert [g.dtype for g in grads(x, kernel)] == [dtype, dtype]
+
+
+@pytest.mark.parametrize("size,strides", [(7, 2), (5, 1), (3, 2)])
+def test_other_convolutions_are_xlas(size, strides):
+    """Only what the fast form covers goes through it."""
+    x, shape = draw(0, IMAGE), (size, size, 5, 4)
+    module = layers.conv(4, size, "c", jnp.float32, strides=strides, train=True)
+    variables = {"params": {"kernel": draw(1, shape), "bias": jnp.zeros(4)}}
+    np.testing.assert_allclose(
+        module.apply(variables, x),
+        xla_convolution(x, variables["params"]["kernel"], size // 2, strides),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    assert module.clone(strides=1, kernel_size=(3, 3)).conv_general_dilated is (
+        products.conv_general_dilated
+    )
+
+
+@pytest.mark.parametrize("platform,convolutions", [("cpu", 2), ("tpu", 3), ("cuda", 3)])
+def test_accelerators_keep_their_own_convolution(platform, convolutions):
+    """The shifted form of the kernel's gradient is the CPU's alone."""
+    run = jax.jit(jax.grad(squash(products.convolve3), (0, 1)))
+    traced = run.trace(draw(0, IMAGE), draw(1, (3, 3, 5, 4)))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.convolution") == convolutions
+
+
+def test_pooling_shares_gradients_at_ties():
+    x = jnp.round(2 * draw(0, (2, 8, 8, 3)))  # Many ties.
+    g = draw(1, (2, 4, 4, 3))
+    results = [
+        jax.vjp(lambda x, t=train: layers.max_pool2(x, train=t), x)[1](g)[0]
+        for train in (True, False)
+    ]
+    np.testing.assert_allclose(*results, rtol=1e-6)
+    np.testing.assert_allclose(results[0].sum(), g.sum(), rtol=1e-4)
+
+
+def test_evaluation_has_a_forward_mode():
+    """Explanations may push tangents through the network; only training may not."""
+    section = dict(name="hourglass", stacks=1, depth=1, features=8, stem=(4, 4, 8))
+    module = models.build(section, num_keypoints=3)
+    x, direction = draw(0, (1, 16, 16, 3)), draw(1, (1, 16, 16, 3))
+    variables = module.init(jax.random.key(0), x)
+
+    def maps(x):
+        return module.apply(variables, x).heatmaps
+
+    y, pushed = jax.jvp(maps, (x,), (direction,))
+    g = draw(2, y.shape)
+    (pulled,) = jax.vjp(maps, x)[1](g)
+    np.testing.assert_allclose(
+        (pushed * g).sum(), (pulled * direction).sum(), rtol=1e-3
+    )
