@@ -4,14 +4,16 @@
 hardware_extra() {
   if [ -n "${POSE_JAX_EXTRA:-}" ]; then echo "$POSE_JAX_EXTRA"
   elif command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then echo cuda12
-  elif ls /dev/accel* >/dev/null 2>&1 || { ls /dev/vfio/[0-9]* >/dev/null 2>&1 && [ -n "${TPU_NAME:-}${TPU_WORKER_ID:-}" ]; }; then echo tpu
+  elif ls /dev 2>/dev/null | grep -q '^accel' \
+    || { ls /dev/vfio 2>/dev/null | grep -q '^[0-9]' && [ -n "${TPU_NAME:-}${TPU_WORKER_ID:-}" ]; }; then echo tpu
   else echo cpu; fi
 }
 
 # How memory is kept on a CPU. XLA:CPU takes one large arena per step and gives it back, and glibc
 # returns it to the system: every step pays for fresh pages (a third of a training step and more).
 # Huge pages make them cheap; one arena that is neither mapped per block nor trimmed keeps them.
-# The process therefore holds the most memory it ever used. Set GLIBC_TUNABLES to choose otherwise.
+# A process therefore holds the most memory it ever used, decoding workers too. Set GLIBC_TUNABLES to
+# choose otherwise. Sourced by hand, use a subshell: ( source launch/environment.sh; python ... )
 if [ "$(hardware_extra)" = cpu ]; then
   export GLIBC_TUNABLES="${GLIBC_TUNABLES-glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736}"
 fi

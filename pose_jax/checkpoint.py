@@ -120,10 +120,17 @@ class Checkpoints:
         """
         steps, damaged = self.steps(), []
         for step in reversed(steps):
+            # One process may miss what is its own alone. Agreed before Orbax's collectives:
+            # a process that fails inside them leaves the others waiting for it.
+            if sharding.sum_over_processes(int(not self._own_position(step))):
+                say(
+                    f"checkpoint {step} in {self._folder} lacks the data position of a process"
+                )
+                damaged.append(step)
+                continue
             position = _Position()
-            items: Any = None
             try:
-                items = self._manager.restore(
+                items: Any = self._manager.restore(
                     step,
                     args=ocp.args.Composite(
                         variables=ocp.args.StandardRestore(variables),
@@ -134,20 +141,27 @@ class Checkpoints:
             except Exception as error:  # Orbax and TensorStore raise many kinds.
                 say(
                     f"checkpoint {step} in {self._folder} cannot be read "
-                    f"({_first_line(error)}); trying the one before"
+                    f"({_first_line(error)}); trying the one before",
+                    everywhere=True,
                 )
-            # One process may see damage that the others do not: all take the same step.
-            if sharding.sum_over_processes(int(items is None)):
                 damaged.append(step)
                 continue
             self._set_aside(damaged)
             return Restored(items.variables, items.training, position.state, step)
         if steps:
             raise CheckpointError(
-                f"none of the checkpoints {steps} in {self._folder} could be read; use "
-                "another --workdir, or delete this folder to start again"
+                f"none of the checkpoints {steps} in {self._folder} could be read (reasons "
+                "above); repair the folder, or use another --workdir to start again"
             )
         return None
+
+    def _own_position(self, step: int) -> bool:
+        """Whether this process's position in the data is there (asked with several only)."""
+        number, count = jax.process_index(), jax.process_count()
+        if count == 1:
+            return True
+        name = f"process_{number}-of-{count}.json"
+        return (self._folder / str(step) / "data" / name).exists()
 
     def _set_aside(self, steps: list[int]) -> None:
         """Move unreadable steps away, so that the run can save these steps again."""

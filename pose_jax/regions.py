@@ -1,7 +1,7 @@
 """Which pixels belong to which keypoint, and what replaces them when a keypoint is removed.
 
-Used by the pose game (a coalition keeps the pixels of its players) and by training (keypoint
-removal) alike, so both mean the same by "removed". Functions are written for one crop; use
+One meaning of "removed" for the pose game (a coalition keeps the pixels of its players) and for
+keypoint removal in training. Functions are written for one crop; use
 `jax.vmap` for batches. Points are (x, y) in crop pixels, centres at integers.
 """
 
@@ -116,14 +116,25 @@ def inside(points: Float[Array, "n 2"], size: tuple[int, int]) -> Bool[Array, "n
 def mean_fill(
     image: Float[Array, "h w 3"], mean: Sequence[float]
 ) -> Float[Array, "h w 3"]:
-    """The data set's mean colour everywhere (zero after normalisation)."""
-    return jnp.broadcast_to(jnp.asarray(mean, image.dtype), image.shape)
+    """The data set's mean colour everywhere: zero after normalisation.
+
+    Args:
+      image: 0..255.
+      mean: in shares of 255, as `InputSpec.mean`.
+    """
+    return jnp.broadcast_to(255 * jnp.asarray(mean, image.dtype), image.shape)
 
 
 def blur_fill(
     image: Float[Array, "h w 3"], *, sigma_px: float
 ) -> Float[Array, "h w 3"]:
-    """The picture itself, blurred by a Gaussian; edges repeat."""
+    """The picture itself, blurred by a Gaussian; edges repeat.
+
+    Raises:
+      ValueError: sigma is not positive.
+    """
+    if sigma_px <= 0:
+        raise ValueError(f"sigma_px={sigma_px:g} must be positive")
     rows, columns = (_gaussian_matrix(n, sigma_px) for n in image.shape[:2])
     return jnp.einsum("ih,hwc,jw->ijc", rows, image, columns)
 
@@ -158,7 +169,8 @@ def _grid(size: tuple[int, int]) -> Float[Array, "h w 2"]:
 
 
 def _nearest(distance, present, reach: float) -> Int[Array, "h w"]:
-    distance = jnp.where(present, distance, jnp.inf)
+    # Comparison with NaN is false: a player without a place owns nothing.
+    distance = jnp.where(present & (distance <= reach), distance, jnp.inf)
     return jnp.where(
         distance.min(-1) <= reach, jnp.argmin(distance, axis=-1), FREE
     ).astype(jnp.int32)

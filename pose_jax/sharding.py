@@ -144,7 +144,8 @@ def to_host(tree: Any) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """Arrays split in any way, over several hosts too -> numpy. Every process has to call."""
+    """Global arrays, split in any way over several hosts too -> numpy on every process.
+    Every process has to call."""
     if jax.process_count() == 1:
         return to_host(tree)
     return to_host(multihost_utils.process_allgather(tree, tiled=True))
@@ -159,6 +160,20 @@ def place_like(values: Any, tree: Any) -> Any:
         values,
         tree,
     )
+
+
+def any_over_processes(mask: np.ndarray) -> np.ndarray:
+    """Where some process has True. Every process has to call."""
+    if jax.process_count() == 1:
+        return mask
+    return np.asarray(multihost_utils.process_allgather(mask)).any(0)
+
+
+def same_on_all_processes(value: int) -> bool:
+    """Whether all processes have the same number. Every process has to call."""
+    if jax.process_count() == 1:
+        return True
+    return len(np.unique(multihost_utils.process_allgather(np.int32(value)))) == 1
 
 
 def sum_over_processes(value: int) -> int:

@@ -39,10 +39,16 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
-def say(text: str) -> None:
-    """One line for the person at the terminal, from the first process only."""
+def say(text: str, *, everywhere: bool = False) -> None:
+    """One line for the person at the terminal, from the first process only.
+
+    Args:
+      everywhere: each process speaks of what it alone may see, and says which it is.
+    """
     if is_main_process():
         print(text, flush=True)
+    elif everywhere:
+        print(f"process {jax.process_index()}: {text}", flush=True)
 
 
 def write_json(path, value: Any) -> None:

@@ -83,20 +83,48 @@ def test_gradients_keep_their_type(form, dtype):
     assert [g.dtype for g in grads(x, kernel)] == [dtype, dtype]
 
 
-@pytest.mark.parametrize("size,strides", [(7, 2), (5, 1), (3, 2)])
-def test_other_convolutions_are_xlas(size, strides):
-    """Only what the fast form covers goes through it."""
-    x, shape = draw(0, IMAGE), (size, size, 5, 4)
-    module = layers.conv(4, size, "c", jnp.float32, strides=strides, train=True)
-    variables = {"params": {"kernel": draw(1, shape), "bias": jnp.zeros(4)}}
-    np.testing.assert_allclose(
-        module.apply(variables, x),
-        xla_convolution(x, variables["params"]["kernel"], size // 2, strides),
-        rtol=1e-5,
-        atol=1e-5,
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("size,strides", [(3, 1), (7, 2), (5, 1), (3, 2), (1, 1)])
+def test_layers_take_the_fast_form_where_it_applies(size, strides, train):
+    """3x3 with stride 1, and 1x1 as a product, in training; XLA's own everywhere else."""
+    x = draw(0, IMAGE)
+    if size == 1:
+        kernel = draw(1, (5, 4))
+        module = layers.conv1x1(4, "c", jnp.float32, train=train)
+        expected = x @ kernel
+    else:
+        kernel = draw(1, (size, size, 5, 4))
+        module = layers.conv(4, size, "c", jnp.float32, strides=strides, train=train)
+        expected = xla_convolution(x, kernel, size // 2, strides)
+    variables = {"params": {"kernel": kernel, "bias": jnp.zeros(4)}}
+    found = module.apply(variables, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    program = str(jax.make_jaxpr(module.apply)(variables, x))
+    fast = train and (size, strides) in ((3, 1), (1, 1))
+    assert ("custom_vjp" in program) == fast
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(lhs_dilation=(2, 2)),
+        dict(rhs_dilation=(2, 2)),
+        dict(precision=jax.lax.Precision.HIGHEST),
+        dict(preferred_element_type=jnp.float32),
+    ],
+)
+def test_unusual_options_go_to_xla(options):
+    x, kernel = draw(0, IMAGE), draw(1, (3, 3, 5, 4))
+    arguments = x, kernel, (1, 1), ((1, 1), (1, 1))
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), **options}
+    np.testing.assert_array_equal(
+        products.conv_general_dilated(*arguments, **options),
+        jax.lax.conv_general_dilated(*arguments, **options),
     )
-    assert module.clone(strides=1, kernel_size=(3, 3)).conv_general_dilated is (
-        products.conv_general_dilated
+    assert "custom_vjp" not in str(
+        jax.make_jaxpr(lambda *a: products.conv_general_dilated(*a, **options))(
+            *arguments
+        )
     )
 
 

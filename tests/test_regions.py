@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pose_jax import regions
+from pose_jax.pixels import InputSpec
 
 SIZE = (20, 24)
 CENTRES = np.array([[4.0, 5.0], [7.5, 5.0], [18.0, 12.0], [30.0, 3.0]])
@@ -58,7 +59,7 @@ def test_limbs_own_capsules():
 
 def test_removal_leaves_all_other_pixels_bit_for_bit():
     image = jax.random.uniform(jax.random.key(0), (*SIZE, 3)) * 255
-    fill = regions.mean_fill(image, (1.0, 2.0, 3.0))
+    fill = jnp.broadcast_to(jnp.array([1.0, 2.0, 3.0]), image.shape)
     owners = regions.keypoint_owners(CENTRES, PRESENT, SIZE, side_px=7.0)
     full = regions.hidden(owners, jnp.ones(4, bool))
     assert not full.any()
@@ -109,3 +110,22 @@ def test_inside_counts_whole_pixels():
 def test_unknown_shapes_are_explained():
     with pytest.raises(ValueError, match="disc"):
         regions.keypoint_owners(CENTRES, PRESENT, SIZE, side_px=3.0, shape="star")
+
+
+def test_mean_fill_is_zero_after_normalisation():
+    spec = InputSpec(SIZE)
+    fill = regions.mean_fill(jnp.zeros((*SIZE, 3)), spec.mean)
+    np.testing.assert_allclose(
+        (fill / 255 - np.array(spec.mean)) / np.array(spec.std), 0, atol=1e-6
+    )
+
+
+def test_places_that_are_not_numbers_own_nothing():
+    centres = np.array([[4.0, 5.0], [np.nan, 3.0]])
+    owners = regions.keypoint_owners(centres, np.ones(2, bool), SIZE, side_px=7.0)
+    assert set(np.unique(owners)) == {regions.FREE, 0}
+
+
+def test_a_blur_needs_a_width():
+    with pytest.raises(ValueError, match="positive"):
+        regions.blur_fill(jnp.zeros((*SIZE, 3)), sigma_px=0.0)

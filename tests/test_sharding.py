@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -187,14 +188,12 @@ def outputs(processes, code=0):
 
 
 def test_two_processes_train_save_and_restore(pair, tmp_path):
-    """Train, save, resume, evaluate; then another run from these weights, split by FSDP."""
+    """Train, save, resume, evaluate."""
     from pose_jax import checkpoint
     from pose_jax.trees import flat_names
 
     two, both = tmp_path / "two", "--config.tasks=('train','evaluate')"
-    # Wide enough that arrays are split.
-    wide = "--config.model.depth=1", "--config.model.features=192"
-    outputs(pair(two, 2, both, *wide))
+    outputs(pair(two, 2, both))
     assert (two / "results.json").exists()
     # The second half of the run starts from what both processes saved.
     stored = json.loads((two / "config.json").read_text())
@@ -202,7 +201,7 @@ def test_two_processes_train_save_and_restore(pair, tmp_path):
     (two / "config.json").write_text(json.dumps(stored))
     files = sorted(p.name for p in (two / "checkpoints/2/data").glob("process*"))
     assert files == ["process_0-of-2.json", "process_1-of-2.json"]
-    assert "resuming" in outputs(pair(two, 4, both, *wide))[0]
+    assert "resuming" in outputs(pair(two, 4, both))[0]
     results = json.loads((two / "results.json").read_text())
     assert results["val-gt-flip-4"]["people"] == 16
     tree, step = checkpoint.load_variables(two, "last")
@@ -211,24 +210,80 @@ def test_two_processes_train_save_and_restore(pair, tmp_path):
     rows = json.loads((two / "predictions.json").read_text())
     assert len({row["image_id"] for row in rows}) == 16
 
-    split = tmp_path / "split"
-    still = "--config.optimiser.learning_rate=0.0", "--config.mesh.fsdp=True"
-    start = f"--config.init_from.path={two}"
-    assert "arrays copied" in outputs(pair(split, 2, start, *still, *wide))[0]
-    found, step = checkpoint.load_variables(split, "last")
-    assert step == 2
-    for name, value in flat_names(found["params"]).items():
-        np.testing.assert_array_equal(value, flat_names(tree["params"])[name])
+    # Damage that one process alone sees moves both back, and the step is made again.
+    (two / "checkpoints/4/data/process_1-of-2.json").unlink()
+    said = outputs(pair(two, 4, "--config.tasks=('train',)"))[0]
+    assert "lacks the data position" in said and "at step 3" in said, said
+    assert (two / "checkpoints/4/data/process_1-of-2.json").exists()
 
 
+COLLECTIVES = """
+import sys
+import jax, numpy as np
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from pose_jax import sharding
+rank = jax.process_index()
+mesh = sharding.make_mesh()
+tree = {"wide": np.arange(2.0**17, dtype=np.float32).reshape(256, 512),
+        "narrow": np.arange(5.0, dtype=np.float32)}
+shardings = sharding.state_sharding(tree, mesh, fsdp=True)
+state = {n: jax.make_array_from_callback(v.shape, shardings[n], lambda p, v=v: v[p] * 0)
+         for n, v in tree.items()}
+assert not state["wide"].is_fully_replicated
+placed = sharding.place_like(tree, state)
+assert placed["wide"].sharding == shardings["wide"]
+jax.tree.map(np.testing.assert_array_equal, sharding.gather(placed), tree)
+assert sharding.sum_over_processes(rank + 1) == 3
+mask = np.array([rank == 0, rank == 1, False, True])
+np.testing.assert_array_equal(sharding.any_over_processes(mask), [1, 1, 0, 1])
+assert sharding.same_on_all_processes(7) and not sharding.same_on_all_processes(rank)
+print("agreed", flush=True)
+"""
+
+
+def test_processes_gather_place_and_agree(environment, repository):
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", COLLECTIVES, f"127.0.0.1:{port}", str(rank)],
+            env={**environment, "JAX_NUM_CPU_DEVICES": "2"},
+            cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    assert all("agreed" in said for said in outputs(processes))
+
+
+@pytest.mark.slow
 def test_a_preempted_process_stops_all_at_one_step(pair, tmp_path):
-    """SIGTERM to one host: all save the same step and say so; the same command resumes."""
+    """SIGTERM to one host: both save the same step and say so."""
     processes = pair(tmp_path / "run", 100_000, "--config.tasks=('train',)")
+    watchdog = threading.Timer(200, lambda: [p.kill() for p in processes])
+    watchdog.start()
     for line in processes[0].stdout:
         if "img/s" in line:
             break
     processes[1].send_signal(signal.SIGTERM)
     said = outputs(processes, code=2)
-    steps = {re.search(r"stopped by preemption at step (\d+), saved", s) for s in said}
-    (step,) = {int(found[1]) for found in steps if found}
+    watchdog.cancel()
+    found = [re.search(r"stopped by preemption at step (\d+), saved", s) for s in said]
+    assert all(found), said
+    (step,) = {int(match[1]) for match in found if match}
     assert (tmp_path / "run" / "checkpoints" / str(step)).is_dir()
+
+
+@pytest.mark.slow
+def test_an_unreadable_picture_counts_once_over_all_processes(pair, tmp_path):
+    """Rows change processes every epoch: 2 bad ones of 24 people stay 2 over 5 epochs."""
+    from test_run import people_on_disk
+
+    (tmp_path / "people").mkdir()
+    source = people_on_disk(tmp_path / "people", 24, broken=2)
+    fields = f"{source.name=!s},{source.path=!s},{source.images=!s}".split(",")
+    flags = [f"--config.data.train.{field}" for field in fields]
+    flags += ["--config.data.train.source.count=0", "--config.tasks=('train',)"]
+    enough = f"--config.train.max_bad_images={2.5 / 24}"
+    outputs(pair(tmp_path / "enough", 16, *flags, enough))
+    little = f"--config.train.max_bad_images={1.5 / 24}"
+    said = outputs(pair(tmp_path / "little", 16, *flags, little), code=2)
+    assert all("2 unreadable pictures among 24" in s for s in said), said

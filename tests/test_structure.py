@@ -17,10 +17,10 @@ from pose_jax.models import hourglass
 STOREYS = [
     {"arrays", "skeletons", "config"},
     {"trees"},
-    {"geometry", "heatmaps", "intervals", "sharding", "pixels", "video"},
+    {"geometry", "heatmaps", "intervals", "regions", "sharding", "pixels", "video"},
     {"writer"},
     {"checkpoint"},
-    {"models", "data", "metrics", "report"},
+    {"models", "data", "metrics", "report", "explain"},
     {"recipe"},
     {"training", "convert", "inference"},
     {"evaluation", "estimator"},

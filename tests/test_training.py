@@ -60,20 +60,20 @@ def build(c, **step_fields):
 GOLDEN = {
     "cross_entropy": {
         "loss": 4.2071795,
-        "loss_after_a_step": 4.1852608,
+        "loss_after_a_step": 4.1758494,
         "zero_map_loss": 4.1588817,
-        "gradient_norm": 0.8448697,
-        "update_norm": 0.0574555,
-        "parameter_norm": 17.0741768,
+        "gradient_norm": 0.8448700,
+        "update_norm": 0.0844870,
+        "parameter_norm": 17.0738010,
         "correct": 0.0103093,
     },
     "mse": {
         "loss": 0.2100769,
-        "loss_after_a_step": 0.1994810,
+        "loss_after_a_step": 0.1920290,
         "zero_map_loss": 0.0470377,
-        "gradient_norm": 0.6201950,
-        "update_norm": 0.0576594,
-        "parameter_norm": 17.0735986,
+        "gradient_norm": 0.6201953,
+        "update_norm": 0.0620195,
+        "parameter_norm": 17.0710945,
         "correct": 0.0103093,
     },
 }
@@ -83,6 +83,9 @@ GOLDEN = {
 def test_golden_step(loss):
     c = tiny_config()
     c.objective.loss = loss
+    # Plain descent: Adam would follow the sign of gradients that are zero but for rounding
+    # (biases before a normalisation), which differs between programs.
+    c.optimiser.update(name="sgd", learning_rate=0.1)
     if loss == "mse":
         c.codec.activation = "none"
     _, state, shardings, step, mesh = build(c)
@@ -113,7 +116,7 @@ def test_golden_step(loss):
         "correct": first["correct"],
     }
     for name, value in GOLDEN[loss].items():
-        np.testing.assert_allclose(found[name], value, rtol=2e-4, err_msg=name)
+        np.testing.assert_allclose(found[name], value, rtol=2e-5, err_msg=name)
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch():

@@ -168,13 +168,15 @@ class CropsSource(TableSource):
         self.path = Path(path)
         self.index = read_index(self.path)
         self.name = f"crops of {self.index['source']}"
-        self._open(self.path / TABLE, self.index["skeleton"], self.index["dropped"])
+        described, people = self.index, self.index["people"]
+        self._open(
+            self.path / TABLE, described["skeleton"], described["dropped"], people
+        )
         self._records = _open_records(self.path / RECORDS)
-        counts = self.index["people"], len(self._table), len(self._records)
-        if len(set(counts)) > 1:
+        if len(self._records) != people:
             raise DataError(
-                f"{path} is damaged: the index, the table and the records hold "
-                f"{counts} people; delete it and run the prepare task again"
+                f"{path} is damaged: {people} people are promised, {len(self._records)} "
+                "are recorded; delete it and run the prepare task again"
             )
 
     def image(self, row: int) -> UInt8[np.ndarray, "h w 3"]:

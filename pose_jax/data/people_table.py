@@ -132,9 +132,16 @@ class TableSource:
         self._filters, self._area_source = filters or Filters(), area_source
 
     def _open(
-        self, table: Path, skeleton: Mapping[str, Any], dropped: Mapping[str, int]
+        self,
+        table: Path,
+        skeleton: Mapping[str, Any],
+        dropped: Mapping[str, int],
+        people: int | None = None,
     ) -> None:
         """Reads the labels and selects rows.
+
+        Args:
+          people: how many the data set claims to hold.
 
         Raises:
           DataError: a damaged table, or nobody left after the filters.
@@ -144,6 +151,11 @@ class TableSource:
         )
         self.dropped = Counter(dropped)
         self._table = load_table(table)
+        if people is not None and len(self._table) != people:
+            raise checks.DataError(
+                f"{self._arguments[0]} is damaged: {people} people are promised, the table "
+                f"holds {len(self._table)}; delete it and run the prepare task again"
+            )
         self.rows = select_rows(
             self._table, self._filters, self.dropped, str(self._arguments[0])
         )

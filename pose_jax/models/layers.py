@@ -56,6 +56,7 @@ def _max_pool2_forward(x):
 def _max_pool2_backward(operands, g):
     x, y = operands
     parts = _quarters(x)
+    # A NaN equals nothing: its gradient is zero here; the forward pass carries it on.
     # Over the four pixels one by one: as a sum over axes the mask would be stored first.
     pixels = [parts[:, :, i, :, j] for i in (0, 1) for j in (0, 1)]
     ties = sum((pixel == y).astype(g.dtype) for pixel in pixels)

@@ -3,8 +3,8 @@
 XLA's own rule for the gradient of a kernel reaches a fifth to a half of the forward rate on
 CPUs: it transposes whole feature maps in memory first. The forms below contract them where
 they lie (1.0x to 2.1x for a layer between two normalisations, 1.4x for the whole training step;
-`tests/benchmarks/weight_gradient.py`). Accelerators keep their own rules. The price is forward
-mode, so these are for training; reverse mode works to any order.
+`tests/benchmarks/weight_gradient.py`). Accelerators keep their own convolution for it. The
+price is forward mode, so these are for training; reverse mode works to any order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _ROWS = (((0,), (0,)), ((), ()))  # contracts the leading axis of both
 
 
@@ -46,16 +45,16 @@ def convolve3(x, kernel):
     return _convolve3(x, kernel)
 
 
-def _convolve3(x, kernel):
+def _convolve3(x, kernel, dimensions=("NHWC", "HWIO", "NHWC")):
     pad = ((1, 1), (1, 1))
     return lax.conv_general_dilated(
-        x, kernel, (1, 1), pad, dimension_numbers=_DIMENSIONS
+        x, kernel, (1, 1), pad, dimension_numbers=dimensions
     )
 
 
 def _convolve3_backward(operands, g):
     x, kernel = operands
-    grad_x = _convolve3(g, kernel[::-1, ::-1].swapaxes(2, 3))
+    grad_x = _convolve3(g, kernel[::-1, ::-1], ("NHWC", "HWOI", "NHWC"))
     return grad_x, lax.platform_dependent(x, g, cpu=_shifted, default=_transposed)
 
 
@@ -83,10 +82,19 @@ def _shifted(x, g):
     return jnp.stack(rows)
 
 
-def dot_general(x, kernel, dimension_numbers: Any, precision: Any = None, **_: Any):
-    """`dense` under the signature that `flax.linen.Dense(dot_general=...)` calls."""
-    assert dimension_numbers == (((x.ndim - 1,), (0,)), ((), ())) and precision is None
-    return dense(x, kernel)
+def dot_general(
+    x,
+    kernel,
+    dimension_numbers: Any,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+):
+    """`dense` where it applies, XLA's own elsewhere; for `flax.linen.Dense`."""
+    plain = (((x.ndim - 1,), (0,)), ((), ()))
+    options = precision, preferred_element_type
+    if kernel.ndim == 2 and dimension_numbers == plain and options == (None, None):
+        return dense(x, kernel)
+    return lax.dot_general(x, kernel, dimension_numbers, *options)
 
 
 def conv_general_dilated(x, kernel, strides: Any, padding: Any, **options: Any):
@@ -95,8 +103,30 @@ def conv_general_dilated(x, kernel, strides: Any, padding: Any, **options: Any):
         kernel.shape[:2] == (3, 3)
         and tuple(strides) == (1, 1)
         and tuple(map(tuple, padding)) == ((1, 1), (1, 1))
-        and options.get("feature_group_count", 1) == 1
-        and set(options.get("rhs_dilation") or (1,)) == {1}
+        and _plain(**options)
     ):
         return convolve3(x, kernel)
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+def _plain(
+    lhs_dilation=None,
+    rhs_dilation=None,
+    dimension_numbers=None,
+    feature_group_count=1,
+    batch_group_count=1,
+    precision=None,
+    preferred_element_type=None,
+) -> bool:
+    """Whether these are the options of an ordinary NHWC convolution."""
+    dilations = {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))}
+    layout = lax.conv_dimension_numbers(
+        (1, 3, 3, 1), (3, 3, 1, 1), ("NHWC", "HWIO", "NHWC")
+    )
+    return (
+        dilations == {1}
+        and dimension_numbers in (layout, ("NHWC", "HWIO", "NHWC"))
+        and (feature_group_count, batch_group_count) == (1, 1)
+        and precision is None
+        and preferred_element_type is None
+    )

@@ -33,6 +33,11 @@ def from_model(config: Any, described: Recipe, state: TrainState) -> TrainState:
         )
     source = recipe(stored)
     loaded, step = checkpoint.load_variables(section.path, section.checkpoint)
+    if not sharding.same_on_all_processes(step):
+        raise UserError(
+            f"the processes found different newest steps in init_from.path={section.path}; "
+            "give init_from.checkpoint one of its steps"
+        )
     k = described.skeleton.num_keypoints
     axes = transfer.keypoint_axes(described.shapes(k), described.shapes(k + 1), k)
     fresh = {"params": state.params, "batch_stats": state.batch_stats}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -110,11 +111,15 @@ def _video(estimator, path: Path, boxes, folder, section, used) -> dict[str, Any
             yield overlay(frame.image, pose, section.threshold)
 
     target = _fresh(folder, path, ".mp4", used)
-    # Containers are written with seeks, which buckets lack: made here, then copied.
-    with tempfile.TemporaryDirectory() as scratch:
-        local = Path(scratch) / target.name
-        video.write_frames(local, drawn(), rate=video.frame_rate(path))
-        target.write_bytes(local.read_bytes())
+    rate = video.frame_rate(path)
+    if "://" not in str(target):
+        video.write_frames(Path(target), drawn(), rate=rate)
+    else:  # Containers are written with seeks, which buckets lack: made here, then copied.
+        with tempfile.TemporaryDirectory() as scratch:
+            local = Path(scratch) / target.name
+            video.write_frames(local, drawn(), rate=rate)
+            with local.open("rb") as made, target.open("wb") as kept:
+                shutil.copyfileobj(made, kept)
     return {
         "file": str(path),
         "overlay": target.name,

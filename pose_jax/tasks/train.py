@@ -212,11 +212,15 @@ class Loop:
     def _name_bad(self, rows: np.ndarray) -> None:
         for row in set(rows.tolist()) - self.bad:  # Each once, however many epochs.
             self.bad.add(row)
-            say(f"unreadable picture skipped: {self.source.person(row).file_name}")
+            name = self.source.person(row).file_name
+            say(f"unreadable picture skipped: {name}", everywhere=True)
 
     def _check_bad(self) -> None:
         """Too many unreadable pictures, over all processes, end the run."""
-        count = sharding.sum_over_processes(len(self.bad))
+        mine = np.zeros(len(self.source), bool)
+        mine[list(self.bad)] = True
+        # Rows change processes from epoch to epoch; each counts once.
+        count = int(sharding.any_over_processes(mine).sum())
         if count > self.config.train.max_bad_images * len(self.source):
             raise UserError(
                 f"{count} unreadable pictures among {len(self.source)} people are more "

@@ -1,6 +1,6 @@
 """Forward speed of the two mobile networks, shifted against native depthwise convolution.
 
-    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python tests/benchmarks/mobile_speed.py \
+    source launch/environment.sh; python tests/benchmarks/mobile_speed.py \
         [--batches 1 2 4 8 16] [--repeats 10] [--gradient]
 
 Prints one JSON object: images per second (best of the repeats) and compile seconds per

@@ -1,6 +1,6 @@
 """Seconds from the command to the first finished training step, compilation cache warm.
 
-GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python tests/benchmarks/start_up.py
+source launch/environment.sh; python tests/benchmarks/start_up.py
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 SHAPES = [(8, 64, 128, 3), (8, 128, 64, 3), (8, 32, 128, 3), (8, 64, 256, 1)]
 
 
-def make(side: int, width: int, size: int, fast: bool):
+def make(batch: int, side: int, width: int, size: int, fast: bool):
     import flax.linen as nn
 
     from pose_jax.models import layers
@@ -36,7 +36,7 @@ def make(side: int, width: int, size: int, fast: bool):
                 x = layers.conv(width, size, "product", x.dtype, train=fast)(x)
             return layers.NormRelu(name="after")(x, train=True)
 
-    x = jax.random.normal(jax.random.key(0), (8, side, side, width))
+    x = jax.random.normal(jax.random.key(0), (batch, side, side, width))
     g = jax.random.normal(jax.random.key(1), x.shape)
     variables = Block().init(jax.random.key(2), x)
 
@@ -52,7 +52,8 @@ def main():
     rows = []
     for batch, side, width, size in SHAPES:
         runs = {
-            name: make(side, width, size, name == "ours") for name in ("ours", "xla")
+            name: make(batch, side, width, size, name == "ours")
+            for name in ("ours", "xla")
         }
         times: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(12):

@@ -1,0 +1,22 @@
+"""Why a model answered what it answered.
+
+`explain.shapley` holds the vmapped Shapley engine for any function; its calls are
+re-exported here. The resumable accumulator (start, add, finish) is at `explain.shapley`.
+"""
+
+from pose_jax.explain import shapley
+from pose_jax.explain.shapley import (
+    GroupShapleyResult,
+    ShapleyResult,
+    exact_shapley,
+    group_shapley,
+    interactions,
+    reweight,
+    sampled_shapley,
+    semivalue,
+)
+
+__all__ = [
+    "GroupShapleyResult", "ShapleyResult", "exact_shapley", "group_shapley", "interactions",
+    "reweight", "sampled_shapley", "semivalue", "shapley",
+]  # fmt: skip
