@@ -166,7 +166,7 @@ def any_over_processes(mask: np.ndarray) -> np.ndarray:
     """Where some process has True. Every process has to call."""
     if jax.process_count() == 1:
         return mask
-    return np.asarray(multihost_utils.process_allgather(mask)).any(0)
+    return np.asarray(np.any(multihost_utils.process_allgather(mask), axis=0))
 
 
 def same_on_all_processes(value: int) -> bool:
