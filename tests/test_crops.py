@@ -322,7 +322,9 @@ def test_damaged_stores_are_refused(store, root, tmp_path):
     with pytest.raises(DataError, match="format version 99, this program reads 1"):
         CropsSource(folder)
     rewrite(people=3)
-    with pytest.raises(DataError, match="damaged: 3 people are promised, the table holds 24"):
+    with pytest.raises(
+        DataError, match="damaged: 3 people are promised, the table holds 24"
+    ):
         CropsSource(folder)
     rewrite()
     (folder / "people.npy").write_bytes(b"rubbish")
