@@ -122,7 +122,7 @@ class Checkpoints:
         for step in reversed(steps):
             # One process may miss what is its own alone. Agreed before Orbax's collectives:
             # a process that fails inside them leaves the others waiting for it.
-            if sharding.sum_over_processes(int(not self._own_position(step))):
+            if sharding.any_over_processes(np.array(not self._own_position(step))):
                 say(
                     f"checkpoint {step} in {self._folder} lacks the data position of a process"
                 )

@@ -176,13 +176,6 @@ def same_on_all_processes(value: int) -> bool:
     return len(np.unique(multihost_utils.process_allgather(np.int32(value)))) == 1
 
 
-def sum_over_processes(value: int) -> int:
-    """The sum of a number that each process has. Every process has to call."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.process_allgather(np.int32(value)).sum())
-
-
 def round_up(batch: int, mesh: Mesh) -> int:
     """The smallest batch not below `batch` that the mesh splits evenly."""
     parts = mesh.shape[DATA]

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
 _ROWS = (((0,), (0,)), ((), ()))  # contracts the leading axis of both
 
 
@@ -45,7 +46,7 @@ def convolve3(x, kernel):
     return _convolve3(x, kernel)
 
 
-def _convolve3(x, kernel, dimensions=("NHWC", "HWIO", "NHWC")):
+def _convolve3(x, kernel, dimensions=_LAYOUT):
     pad = ((1, 1), (1, 1))
     return lax.conv_general_dilated(
         x, kernel, (1, 1), pad, dimension_numbers=dimensions
@@ -120,12 +121,10 @@ def _plain(
 ) -> bool:
     """Whether these are the options of an ordinary NHWC convolution."""
     dilations = {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))}
-    layout = lax.conv_dimension_numbers(
-        (1, 3, 3, 1), (3, 3, 1, 1), ("NHWC", "HWIO", "NHWC")
-    )
+    layout = lax.conv_dimension_numbers((1, 3, 3, 1), (3, 3, 1, 1), _LAYOUT)
     return (
         dilations == {1}
-        and dimension_numbers in (layout, ("NHWC", "HWIO", "NHWC"))
+        and dimension_numbers in (layout, _LAYOUT)
         and (feature_group_count, batch_group_count) == (1, 1)
         and precision is None
         and preferred_element_type is None

@@ -144,9 +144,8 @@ def _evaluate(plan, value_fn, options, trim: bool, coalitions, args, games):
     mask = jax.ShapeDtypeStruct((plan.num_players,), bool)
     game = () if games is None else (jax.tree.map(_first_game, games),)
 
-    def fresh(
-        *inputs,
-    ):  # JAX remembers traces by function; this one is never seen again.
+    # JAX remembers traces by function; this one is never seen again.
+    def fresh(*inputs):
         return value_fn(*inputs)
 
     # Traced once, here; the chunks below replay it, perhaps on another view of the mesh.

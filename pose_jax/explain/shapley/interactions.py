@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jax.core import Tracer
 
 from pose_jax.explain.shapley.coalitions import PyTree
@@ -148,17 +149,8 @@ def _ksii(t: int, s: int, k: int) -> float:
     d = t - s
     return sum(
         bernoulli * math.comb(d, j) / (d - j + 1)
-        for j, bernoulli in enumerate(_bernoulli(min(k - s, d)))
+        for j, bernoulli in enumerate(scipy.special.bernoulli(min(k - s, d)))
     )
-
-
-def _bernoulli(last: int) -> list[float]:
-    """B_0..B_last with B_1 = -1/2."""
-    numbers: list[float] = []
-    for m in range(last + 1):
-        known = sum(math.comb(m + 1, j) * b for j, b in enumerate(numbers))
-        numbers.append(1.0 if m == 0 else -known / (m + 1))
-    return numbers
 
 
 WEIGHTS: dict[str, Callable[[int, int, int], float]] = {

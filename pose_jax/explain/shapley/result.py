@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-import statistics
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import stdtrit
 
 from pose_jax.explain.shapley.coalitions import (
     Clusters,
@@ -71,7 +70,7 @@ class ShapleyResult:
         """
         if self.degrees_of_freedom is None:
             return self.values, self.values
-        t = student_quantile(0.5 + level / 2, self.degrees_of_freedom)
+        t = float(stdtrit(self.degrees_of_freedom, 0.5 + level / 2))
         shifted = [
             jax.tree.map(
                 lambda v, e, s=s: v + s * t * e, self.values, self.standard_error
@@ -188,46 +187,3 @@ def records(function, tree: PyTree) -> dict[str, PyTree]:
     leaves, structure = jax.tree.flatten(tree)
     found = [function(leaf) for leaf in leaves]
     return {name: structure.unflatten([f[name] for f in found]) for name in found[0]}
-
-
-@functools.lru_cache(maxsize=256)
-def student_quantile(probability: float, degrees: int) -> float:
-    """Quantile (above one half) of Student's t with a whole number of degrees.
-
-    Up to 200 degrees by bisection of the closed form of the distribution (Abramowitz and
-    Stegun 26.7.3-4), beyond by the expansion around the normal quantile (26.7.5; error
-    below 1e-9 there).
-    """
-    if not 0.5 <= probability < 1 or degrees < 1:
-        raise ValueError(f"no Student quantile for {probability}, {degrees} degrees")
-    if degrees > 200:
-        z = statistics.NormalDist().inv_cdf(probability)
-        terms = (
-            z,
-            (z**3 + z) / 4,
-            (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-            (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        )
-        return sum(term / degrees**i for i, term in enumerate(terms))
-    low, high = 0.0, math.pi / 2  # The angle atan(t / sqrt(degrees)) is bounded.
-    for _ in range(60):
-        middle = (low + high) / 2
-        above = _central_probability(middle, degrees) < 2 * probability - 1
-        low, high = (middle, high) if above else (low, middle)
-    return math.sqrt(degrees) * math.tan(low)
-
-
-def _central_probability(angle: float, degrees: int) -> float:
-    """P(|T| < sqrt(degrees) tan(angle))."""
-    cosine, sine = math.cos(angle), math.sin(angle)
-    if degrees % 2:
-        term = total = cosine if degrees > 1 else 0.0
-        for k in range(3, degrees, 2):
-            term *= cosine**2 * (k - 1) / k
-            total += term
-        return 2 / math.pi * (angle + sine * total)
-    term = total = 1.0
-    for k in range(2, degrees, 2):
-        term *= cosine**2 * (k - 1) / k
-        total += term
-    return sine * total
