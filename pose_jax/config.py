@@ -102,6 +102,16 @@ def default() -> Any:
                     saturation=0.0,
                     gain=0.0,
                 ),
+                removal=dict(
+                    kind="none",
+                    probability=0.5,
+                    area=(0.008, 0.03),
+                    aspect=(0.5, 2.0),
+                    jitter_px=3.0,
+                    fill="mean",
+                    partition="limbs-v1",
+                    influence="",
+                ),
             ),
             select=source(count=0),
             eval=source(),
@@ -181,6 +191,31 @@ def default() -> Any:
             count=8,
         )
     )
+    c.explain = ConfigDict(
+        dict(
+            name="val",
+            method="group_shapley",
+            kind="gsv",
+            partition="limbs-v1",
+            players="disc",
+            side=0.12,
+            centres="auto",
+            score="auto",
+            reference="auto",
+            removal="mean",
+            inputs=(),
+            boxes="",
+            count=100,
+            batch=16,
+            chunk=0,
+            checkpoint="last",
+            figures=6,
+            masks=8,
+            exact_people=0,
+            check_removals=("blur",),
+            check_people=8,
+        )
+    )
     c.prepare = ConfigDict(
         dict(
             source=source(),
@@ -192,6 +227,14 @@ def default() -> Any:
         )
     )
     c.convert = ConfigDict(dict(name="", path=""))
+    c.sweep = ConfigDict(
+        dict(
+            arms=dict(),
+            seeds=(0, 1, 2),
+            tasks=("train", "evaluate"),
+            background=False,
+        )
+    )
     c.mesh = ConfigDict(dict(data=-1, model=1, fsdp=False))
     return c
 
@@ -260,3 +303,7 @@ def differences(
 
 class UserError(Exception):
     """A mistake of the caller that one line explains; ends the program with code 2."""
+
+
+class Interrupted(UserError):
+    """The program was asked to stop and saved what it had."""

@@ -52,6 +52,12 @@ class Estimator:
     """A trained or converted model.
 
     Usage: `Estimator.load("runs/quickstart").predict("photo.jpg", boxes=[[x, y, w, h]])`.
+
+    Attributes:
+      recipe, variables: the model as it was saved.
+      inference: (recipe, variables) of its faster copy, see `Recipe.inference`; predictions
+        come from it.
+      step: of the checkpoint. flip_test: whether predictions average the mirrored crop.
     """
 
     def __init__(
@@ -65,7 +71,9 @@ class Estimator:
     ):
         self.recipe, self.variables, self.step = recipe, variables, step
         self.flip_test, self._batch = flip_test, batch
-        self._predict = jax.jit(inference.make_predict(recipe, flip_test=flip_test))
+        self.inference = recipe.inference(variables)
+        predict = inference.make_predict(self.inference[0], flip_test=flip_test)
+        self._predict = jax.jit(predict)
 
     @classmethod
     def load(
@@ -196,7 +204,8 @@ class Estimator:
         count = len(crops)
         size = 1 << (count - 1).bit_length()
         padded = np.concatenate([crops, np.repeat(crops[-1:], size - count, 0)])
-        found = sharding.to_host(self._predict(self.variables, {"image": padded}))
+        _, variables = self.inference
+        found = sharding.to_host(self._predict(variables, {"image": padded}))
         keypoints = found["keypoints"][:count].astype(np.float64)
         if not np.isfinite(found["scores"]).all() or not np.isfinite(keypoints).all():
             raise ValueError("the prediction is not finite: the weights hold NaN")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Float, Int, Num
+
+BLOCK = 2**23
+"""Resampled numbers held at a time."""
 
 
 def ratio_interval(
@@ -31,14 +35,163 @@ def ratio_interval(
             f"{len(numerator)} numerators, {len(denominator)} denominators and "
             f"{len(groups)} groups must be equally many and at least one"
         )
-    index = {group: i for i, group in enumerate(dict.fromkeys(groups))}
-    member = np.array([index[group] for group in groups])
-    top = np.bincount(member, numerator, len(index))
-    bottom = np.bincount(member, denominator, len(index))
-    generator = np.random.default_rng(seed)
-    draws = generator.multinomial(
-        len(index), np.full(len(index), 1 / len(index)), size=resamples
-    )
+    member, count = _pictures(groups)
+    top = np.bincount(member, numerator, count)
+    bottom = np.bincount(member, denominator, count)
+    draws = _draws(np.random.default_rng(seed), count, count, resamples)
     ratios = (draws @ top) / np.maximum(draws @ bottom, 1e-12)
-    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(ratios, _ends(level))
     return float(low), float(high)
+
+
+def mean_interval(
+    values: Num[np.ndarray, "m *s"],
+    groups: Sequence[Hashable],
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[Float[np.ndarray, "*s"], Float[np.ndarray, "*s"]]:
+    """Percentile intervals of the means over persons, entry by entry.
+
+    Args:
+      values: one row per person; NaN where an entry is missing. All entries see the same
+        resampled pictures.
+      groups: [m] the picture of every person; whole pictures are drawn with replacement.
+
+    Returns:
+      Lower and upper ends, NaN where fewer than two pictures hold the entry: nothing is
+      known about its spread then.
+
+    Raises:
+      ValueError: lengths differ or nothing is there.
+    """
+    if len(values) != len(groups) or len(groups) == 0:
+        raise ValueError(
+            f"{len(values)} rows of values and {len(groups)} groups must be equally many "
+            "and at least one"
+        )
+    member, count = _pictures(groups)
+    flat = values.reshape(len(values), -1).astype(np.float64)
+    there = ~np.isnan(flat)
+    sums, counts = np.zeros((2, count, flat.shape[1]))
+    np.add.at(sums, member, np.where(there, flat, 0))
+    np.add.at(counts, member, there)
+    known = np.flatnonzero((counts > 0).sum(0) >= 2)
+    draws = _draws(np.random.default_rng(seed), count, count, resamples).astype(float)
+    ends = np.full((2, flat.shape[1]), np.nan)
+    for part in np.array_split(known, -(-len(known) * resamples // BLOCK) or 1):
+        with np.errstate(invalid="ignore"):  # A resample may miss an entry: NaN.
+            means = (draws @ sums[:, part]) / (draws @ counts[:, part])
+        quantile = np.nanquantile if np.isnan(means).any() else np.quantile
+        ends[:, part] = quantile(means, _ends(level), axis=0)
+    low, high = ends.reshape(2, *values.shape[1:])
+    return np.asarray(low), np.asarray(high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """What separates two arms a and b of a study, in the unit of the ratio.
+
+    Attributes:
+      estimate: mean over seeds of a - b.
+      low, high: percentile interval.
+      standard_error: standard deviation of the resampled estimates.
+      smallest_effect: the true difference that such runs show in four of five repetitions
+        (two-sided test at 95 %, power 80 %): (1.96 + 0.84) standard errors. A smaller one
+        may exist and stay unseen.
+      per_seed: [s] a - b of every seed, on all pictures.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    standard_error: float
+    smallest_effect: float
+    per_seed: Float[np.ndarray, "s"]
+
+
+def paired_difference(
+    numerator_a: Num[np.ndarray, "s m"],
+    denominator_a: Num[np.ndarray, "s m"],
+    numerator_b: Num[np.ndarray, "s m"],
+    denominator_b: Num[np.ndarray, "s m"],
+    groups: Sequence[Hashable],
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Difference:
+    """Difference of two arms, trained with the same seeds and judged on the same pictures.
+
+    The statistic is the mean over seeds of sum(numerator_a) / sum(denominator_a) minus the
+    same of b. Paired hierarchical bootstrap: seeds are drawn with replacement, then
+    pictures; both arms see the same draw. All seeds were judged on one set of pictures, so
+    they share its draw, too (the two-way bootstrap of Owen 2007): with one draw for each,
+    what an easy picture does to every seed would wrongly average out. Of s seeds s - 1 are
+    drawn, which makes the variance between seeds unbiased (McCarthy and Snowden 1985).
+
+    Three seeds leave the seed level coarse: it has few distinct draws, the ends of the
+    interval are hardly beyond the extreme seeds, and when seeds differ much more than
+    pictures a nominal 95 % covers about 75 %. One seed has no seed level at all; the interval is
+    then for these very weights.
+
+    Args:
+      numerator_*, denominator_*: [s, m] one row per seed, one entry per person.
+      groups: [m] the picture of every person.
+
+    Raises:
+      ValueError: shapes differ, nothing is there, or a denominator sums to nothing.
+    """
+    arms = [numerator_a, denominator_a, numerator_b, denominator_b]
+    shapes = [a.shape for a in arms]
+    if len({*shapes, (len(numerator_a), len(groups))}) != 1 or 0 in shapes[0]:
+        raise ValueError(
+            f"numerators and denominators have the shapes {shapes}, groups [{len(groups)}]; "
+            "needed is [seeds, persons] for each, at least one of both"
+        )
+    member, count = _pictures(groups)
+    sums = np.zeros((4, len(numerator_a), count))
+    for total, arm in zip(sums, arms):
+        np.add.at(total.T, member, arm.T)
+    if (sums[[1, 3]].sum(2) <= 0).any():
+        raise ValueError("a denominator sums to nothing; leave that seed or arm out")
+
+    def differences(weights: np.ndarray) -> np.ndarray:
+        """[r, pictures] -> [r, s]"""
+        top_a, bottom_a, top_b, bottom_b = (weights @ total.T for total in sums)
+        return top_a / np.maximum(bottom_a, 1e-12) - top_b / np.maximum(bottom_b, 1e-12)
+
+    generator = np.random.default_rng(seed)
+    seeds = len(numerator_a)
+    drawn = _draws(generator, seeds, max(seeds - 1, 1), resamples)
+    pictures = _draws(generator, count, count, resamples).astype(float)
+    found = (differences(pictures) * drawn).sum(1) / drawn.sum(1)
+    per_seed = differences(np.ones((1, count)))[0]
+    low, high = np.quantile(found, _ends(level))
+    error = float(found.std(ddof=1))
+    return Difference(
+        estimate=float(per_seed.mean()),
+        low=float(low),
+        high=float(high),
+        standard_error=error,
+        smallest_effect=(1.96 + 0.84) * error,
+        per_seed=per_seed,
+    )
+
+
+def _pictures(groups: Sequence[Hashable]) -> tuple[Int[np.ndarray, "m"], int]:
+    """The number of every entry's picture, in order of appearance, and how many there are."""
+    index = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    return np.array([index[group] for group in groups]), len(index)
+
+
+def _draws(
+    generator: np.random.Generator, units: int, size: int, resamples: int
+) -> Int[np.ndarray, "r units"]:
+    """How often each unit is drawn, `size` times with replacement."""
+    return generator.multinomial(size, np.full(units, 1 / units), size=resamples)
+
+
+def _ends(level: float) -> list[float]:
+    return [(1 - level) / 2, (1 + level) / 2]

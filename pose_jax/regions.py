@@ -21,6 +21,10 @@ SIDE = 0.12
 """Side of a keypoint's region as a share of the crop's height (31 px at 256 px), the size of
 public joint-cutout code."""
 
+BOX_AREA = (0.008, 0.03)
+BOX_ASPECT = (0.5, 2.0)
+"""Ranges of random boxes: share of the crop, width / height."""
+
 FREE = -1
 """Owner of the pixels that no player owns: always visible."""
 
@@ -84,6 +88,36 @@ def limb_owners(
 def mask_owners(masks: Bool[Array, "n h w"]) -> Int[Array, "h w"]:
     """The owner of every pixel from a stack of masks; overlaps belong to the first mask."""
     return jnp.where(masks.any(0), jnp.argmax(masks, axis=0), FREE)
+
+
+def random_half_sides(
+    size: tuple[int, int],
+    *,
+    area: tuple[float, float] = BOX_AREA,
+    aspect: tuple[float, float] = BOX_ASPECT,
+    key: jax.Array,
+) -> Float[Array, "2"]:
+    """Half width and half height of a box of random area and aspect ratio.
+
+    The boxes of the Perturbation Influence and of keypoint removal in training. The area is
+    uniform, the aspect log-uniform; the ranges follow public joint-cutout code, XPose's own
+    are not public.
+
+    Args:
+      area: range as shares of the crop. aspect: range of width / height.
+    """
+    first, second = jax.random.split(key)
+    pixels = size[0] * size[1] * jax.random.uniform(first, (), jnp.float32, *area)
+    low, high = np.log(aspect[0]), np.log(aspect[1])
+    ratio = jnp.exp(jax.random.uniform(second, (), jnp.float32, low, high))
+    return jnp.stack([jnp.sqrt(pixels * ratio), jnp.sqrt(pixels / ratio)]) / 2
+
+
+def box_mask(
+    centre: Float[Array, "2"], half_sides: Float[Array, "2"], size: tuple[int, int]
+) -> Bool[Array, "h w"]:
+    """Pixels of a box; sides of zero (and a centre that is NaN) cover none."""
+    return (jnp.abs(_grid(size) - centre) < half_sides).all(-1)
 
 
 def hidden(

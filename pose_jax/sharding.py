@@ -83,6 +83,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(DATA))
 
 
+def coalition_sharding() -> NamedSharding | None:
+    """Rows of an explanation split over this process's devices; None with a single one."""
+    devices = jax.local_devices()
+    if len(devices) == 1:
+        return None
+    mesh = jax.make_mesh(
+        (len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices
+    )
+    return NamedSharding(mesh, PartitionSpec(DATA))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 

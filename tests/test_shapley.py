@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import shapley_reference as reference
 
-from pose_jax.explain import exact_shapley, semivalue, shapley
+from pose_jax.explain import exact_shapley, semivalue, shapley, shapley_values
 from pose_jax.explain.shapley import evaluate, exact
 
 
@@ -71,6 +71,27 @@ def test_equals_all_orders(n, x64):
     assert result.evaluations == 2**n and result.num_players == n
     assert result.standard_error is None and result.kind == "exact"
     assert result.coalitions.shape == (2**n, n)
+
+
+def test_values_from_a_table():
+    """Equal to the call that evaluates: trees, many games under vmap, inside jit."""
+    tables = np.stack([reference.random_table(6, 2, seed=s) for s in range(3)])
+    tables = tables.astype(np.float32)
+    tree = {"map": tables[0], "peak": (tables[1, :, 0],)}
+    close(shapley_values(tree, 6), solve(tree, 6))
+    many = jax.vmap(lambda t: shapley_values(t, 6))(tables)
+    for i, table in enumerate(tables):
+        close(jax.tree.map(lambda x, i=i: x[i], many), solve(table, 6))
+    close(jax.jit(lambda: shapley_values(tables[0], 6))(), solve(tables[0], 6))
+    result = shapley_values(tables[0], 6)
+    assert (result.kind, result.evaluations, result.num_players) == ("exact", 64, 6)
+    with pytest.raises(ValueError, match="64 rows"):
+        shapley_values(tables[0, :40], 6)
+    tables[0, 11, 1] = np.nan
+    with pytest.raises(ValueError, match=r"coalition \[0, 1, 3\] \(row 11\)"):
+        shapley_values(tables[0], 6)
+    traced = jax.jit(lambda t: shapley_values(t, 6).values)(tables[0])
+    assert np.isnan(traced[:, 1]).all() and np.isfinite(traced[:, 0]).all()
 
 
 def test_rows_of_the_table_are_bits():

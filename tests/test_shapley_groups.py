@@ -9,7 +9,13 @@ import pytest
 import shapley_reference as reference
 from test_shapley import close, lookup, number, weights
 
-from pose_jax.explain import exact_shapley, group_shapley, reweight, shapley
+from pose_jax.explain import (
+    exact_shapley,
+    group_shapley,
+    group_values,
+    reweight,
+    shapley,
+)
 
 CLUSTERS = [list(range(5)), [5, 7, 9], [6, 8, 10], [11, 13, 15], [12, 14, 16]]
 """COCO-17: face, arms, legs (left and right are interleaved there)."""
@@ -224,6 +230,85 @@ def test_kinds_from_one_table():
         reweight(local, kind="owen")
     with pytest.raises(ValueError, match="keep_table=True"):
         reweight(solve(table, keep_table=False), kind="owen")
+
+
+FIELDS = ("member_values", "cluster_values", "quotient_values", "player_values", "baseline",
+          "residual", "quotient_residual", "empty", "full", "table", "target_valid")  # fmt: skip
+
+
+def rows_of(clusters, kind):
+    masks = shapley.grouped_coalitions(tuple(map(tuple, clusters)), kind)
+    return masks @ (1 << np.arange(masks.shape[1]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_from_a_table_of_one_game(kind):
+    """Equal to the call that evaluates, trees and targets that are no players included."""
+    table = {
+        "map": reference.random_table(6, 2, 3).astype(np.float32),
+        "peak": reference.random_table(6, 2, seed=4).astype(np.float32),
+    }
+    direct = solve_tree(table, kind=kind, target_cluster=[1, 0])
+    rows = rows_of(SMALL, kind)
+    given = jax.tree.map(lambda t: t[rows], table)
+    found = group_values(given, SMALL, kind=kind, target_cluster=[1, 0])
+    for name in FIELDS:
+        close(getattr(found, name), getattr(direct, name))
+    assert (found.kind, found.evaluations) == (kind, len(rows))
+    np.testing.assert_array_equal(found.coalitions, direct.coalitions)
+    traced = jax.jit(lambda t: group_values(t, SMALL, kind=kind, target_cluster=[1, 0]))
+    close(traced(given).member_values, direct.member_values)
+
+
+def solve_tree(table, **options):
+    return group_shapley(
+        lookup, SMALL, args=(jax.tree.map(jnp.asarray, table),), **options
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_from_tables_of_many_games(kind):
+    tables = np.stack([reference.random_table(6, 6, seed=s) for s in range(3)])
+    tables = tables.astype(np.float32)
+    valid = np.ones((3, 6), bool)
+    valid[1, 2] = valid[2, 5] = False
+    direct = group_shapley(lookup, SMALL, kind=kind, games=tables, target_valid=valid)
+    tables[1, :, 2] = tables[2, :, 5] = np.nan
+    given = tables[:, rows_of(SMALL, kind)]
+    found = group_values(given, SMALL, kind=kind, target_valid=valid)
+    for name in FIELDS:
+        close(getattr(found, name), getattr(direct, name))
+    # The larger table of gsv and owen serves a decoupled value as well.
+    union = tables[:, rows_of(SMALL, "gsv")]
+    again = group_values(union, SMALL, kind=kind, target_valid=valid)
+    close(again.member_values, direct.member_values)
+    assert again.has_union and again.kind == kind
+    with pytest.raises(ValueError, match=r"not finite for coalition \[\] \(row 0\)"):
+        group_values(given, SMALL, kind=kind, target_valid=np.ones((3, 6), bool))
+    lone = np.where(np.isnan(given), 0, given)
+    lone[2, 9, 4] = np.inf
+    players = shapley.grouped_coalitions(tuple(map(tuple, SMALL)), kind)[9]
+    message = rf"coalition \[{', '.join(map(str, np.flatnonzero(players)))}\] \(row 9\)"
+    with pytest.raises(ValueError, match=message):
+        group_values(lone, SMALL, kind=kind, target_valid=valid)
+
+
+@pytest.mark.parametrize(
+    "shape,options,message",
+    [
+        ((64, 6), dict(), r"\[\[64, 6\]\].*sizes \[3, 2, 1\].*need \[40, 6\]"),
+        ((40, 5), dict(), r"need \[40, 6\]"),
+        ((16, 6), dict(kind="owen"), r"need \[40, 6\]"),
+        ((41, 6), dict(kind="decoupled"), r"need \[16, 6\]"),
+        ((2, 40, 6), dict(), r"games need target_valid"),
+        ((2, 40, 6), dict(target_valid=np.ones((3, 6), bool)), r"need \[3, 40, 6\]"),
+        ((40, 6), dict(target_valid=np.ones(5, bool)), r"it needs \[6\]"),
+        ((40, 6), dict(kind="shapley"), "none of gsv, owen, decoupled"),
+    ],
+)  # fmt: skip
+def test_tables_of_other_games_are_refused(shape, options, message):
+    with pytest.raises(ValueError, match=message):
+        group_values(np.zeros(shape, np.float32), SMALL, **options)
 
 
 def test_single_players_from_the_table():

@@ -16,7 +16,7 @@ from pose_jax.models import hourglass
 # Storeys from the ground up; a module may import from lower storeys and from itself.
 STOREYS = [
     {"arrays", "skeletons", "config"},
-    {"trees"},
+    {"trees", "partitions"},
     {"geometry", "heatmaps", "intervals", "regions", "sharding", "pixels", "video"},
     {"writer"},
     {"checkpoint"},

@@ -10,13 +10,15 @@ from pose_jax.explain.shapley import (
     ShapleyResult,
     exact_shapley,
     group_shapley,
+    group_values,
     interactions,
     reweight,
     sampled_shapley,
     semivalue,
+    shapley_values,
 )
 
 __all__ = [
-    "GroupShapleyResult", "ShapleyResult", "exact_shapley", "group_shapley", "interactions",
-    "reweight", "sampled_shapley", "semivalue", "shapley",
+    "GroupShapleyResult", "ShapleyResult", "exact_shapley", "group_shapley", "group_values",
+    "interactions", "reweight", "sampled_shapley", "semivalue", "shapley", "shapley_values",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from pose_jax.models.folding import fold
 from pose_jax.models.hourglass import NEWELL, THESIS, Hourglass, HourglassConfig
 from pose_jax.models.mobile import (
     MobileHourglass,
@@ -48,4 +49,4 @@ def build(config: Mapping[str, Any], *, num_keypoints: int) -> nn.Module:
     return module(record(**fields), num_keypoints)
 
 
-__all__ = ["FAMILIES", "NEWELL", "THESIS", "Edit", "Outputs", "Taps", "build"]
+__all__ = ["FAMILIES", "NEWELL", "THESIS", "Edit", "Outputs", "Taps", "build", "fold"]

@@ -43,6 +43,8 @@ class HourglassConfig:
         keypoints (thesis).
       remat: recompute residual modules in the backward pass (saves memory).
       dtype: compute type of the layers; parameters and statistics stay float32.
+      folded: normalisations that follow a convolution are part of it: an inference copy,
+        made by `models.fold` and never saved.
     """
 
     stacks: int = 2
@@ -56,6 +58,7 @@ class HourglassConfig:
     head: int = 0
     remat: bool = False
     dtype: str = "float32"
+    folded: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "stem", tuple(self.stem))
@@ -70,6 +73,16 @@ class HourglassConfig:
             raise ValueError(f"model.stem holds three widths, not {self.stem}")
 
 
+def folded_norms(config: HourglassConfig) -> dict[str, str]:
+    """The normalisations that a folded network lacks -> the convolution before each.
+
+    The two are neighbours in `params`. `norm1` of a residual follows a sum that the shortcut
+    reads as well, so it stays.
+    """
+    stacks = {f"stack{i}_norm": f"stack{i}_features" for i in range(config.stacks)}
+    return {"stem_norm": "stem_conv", "norm2": "conv1", "norm3": "conv2"} | stacks
+
+
 class Residual(nn.Module):
     """Pre-activation bottleneck: BN-ReLU-1x1(out/2), BN-ReLU-3x3, BN-ReLU-1x1, plus a
     shortcut without normalisation."""
@@ -77,15 +90,16 @@ class Residual(nn.Module):
     features: int
     shortcut: str
     dtype: Any
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b y x c"], train: bool):
         half = self.features // 2
         h = NormRelu(self.dtype, name="norm1")(x, train=train)
         h = conv1x1(half, "conv1", self.dtype, train=train)(h)
-        h = NormRelu(self.dtype, name="norm2")(h, train=train)
+        h = NormRelu(self.dtype, folded=self.folded, name="norm2")(h, train=train)
         h = conv(half, 3, "conv2", self.dtype, train=train)(h)
-        h = NormRelu(self.dtype, name="norm3")(h, train=train)
+        h = NormRelu(self.dtype, folded=self.folded, name="norm3")(h, train=train)
         h = conv1x1(self.features, "conv3", self.dtype, train=train)(h)
         if self.shortcut == "conv3x3":
             x = conv(self.features, 3, "shortcut", self.dtype, train=train)(x)
@@ -96,7 +110,11 @@ class Residual(nn.Module):
 
 class Hourglass(nn.Module):
     """See the module text. `images` are normalised pixels, `[b, h, w, 3]`; heatmaps are at a
-    quarter of the resolution, `[stacks, b, h / 4, w / 4, k]` float32."""
+    quarter of the resolution, `[stacks, b, h / 4, w / 4, k]` float32.
+
+    Raises:
+      ValueError: `train` with a folded network, or pictures that cannot be halved.
+    """
 
     config: HourglassConfig
     num_keypoints: int
@@ -108,6 +126,11 @@ class Hourglass(nn.Module):
         train: bool = False,
         edits: Edits | None = None,
     ) -> Outputs:
+        if train and self.config.folded:
+            raise ValueError(
+                "a folded network has no batch statistics to train with; train the network "
+                "with model.folded=False and fold the result"
+            )
         taps = Taps(edits)
         dtype = jnp.dtype(self.config.dtype)
         x = taps("stem", self._stem(images.astype(dtype), train))
@@ -123,22 +146,24 @@ class Hourglass(nn.Module):
         return Outputs(heatmaps=jnp.stack(heatmaps), taps=taps.finish())
 
     def _residuals(self, x, features: int, name: str, train: bool, count: int):
+        c = self.config
         block: Any = Residual
-        if self.config.remat:
+        if c.remat:
             block = nn.remat(Residual, static_argnums=(2,))
         for i in range(count):
             # A single module keeps the plain name, as most networks have one per position.
             label = name if count == 1 else f"{name}_{i}"
-            x = block(
-                features, self.config.shortcut, jnp.dtype(self.config.dtype), name=label
-            )(x, train)
+            x = block(features, c.shortcut, jnp.dtype(c.dtype), c.folded, name=label)(
+                x, train
+            )
         return x
 
     def _stem(self, x, train: bool):
         first, second, third = self.config.stem
         dtype = jnp.dtype(self.config.dtype)
         x = conv(first, 7, "stem_conv", dtype, strides=2)(x)
-        x = NormRelu(dtype, name="stem_norm")(x, train=train)
+        norm = NormRelu(dtype, folded=self.config.folded, name="stem_norm")
+        x = norm(x, train=train)
         x = self._residuals(x, second, "stem1", train, 1)
         x = max_pool2(x, train=train)
         x = self._residuals(x, third, "stem2", train, 1)
@@ -169,7 +194,7 @@ class Hourglass(nn.Module):
         x = self._residuals(x, c.features, f"{name}_last", train, 1)
         width = {0: c.features, -1: self.num_keypoints}.get(c.head, c.head)
         x = conv1x1(width, f"{name}_features", dtype, train=train)(x)
-        x = NormRelu(dtype, name=f"{name}_norm")(x, train=train)
+        x = NormRelu(dtype, folded=c.folded, name=f"{name}_norm")(x, train=train)
         x = taps(f"{name}/features", x)
         maps = conv1x1(self.num_keypoints, f"{name}_heatmaps", dtype, train=train)(x)
         return x, taps(f"{name}/heatmaps", maps)

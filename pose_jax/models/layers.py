@@ -123,14 +123,18 @@ class NormRelu(nn.Module):
     """Batch normalisation followed by ReLU, with one-pass statistics and a fused gradient.
 
     Variables are named as in `flax.linen.BatchNorm`. Statistics are float32 and, under `jit`
-    over a mesh, those of the global batch.
+    over a mesh, those of the global batch. With `folded` the convolution before it has taken
+    the normalisation over (`folding.fold`): ReLU alone, no variables.
     """
 
     dtype: Any = jnp.float32
     momentum: float = 0.9
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b c"], *, train: bool) -> Float[Array, "*b c"]:
+        if self.folded:
+            return jax.nn.relu(x.astype(self.dtype))
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))

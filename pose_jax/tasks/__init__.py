@@ -36,11 +36,25 @@ def _convert(config: Any, workdir: str) -> None:
     convert.run(config, workdir)
 
 
+def _sweep(config: Any, workdir: str) -> None:
+    from pose_jax.tasks import sweep
+
+    sweep.run(config, workdir)
+
+
+def _explain(config: Any, workdir: str) -> None:
+    from pose_jax.tasks import explain
+
+    explain.run(config, workdir)
+
+
 TASKS: dict[str, Callable[[Any, str], None]] = {
     "convert": _convert,
     "prepare": _prepare,
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
+    "explain": _explain,
+    "sweep": _sweep,
 }
 """Name in `config.tasks` -> what it does."""

@@ -56,7 +56,7 @@ def run(config: Any, workdir: str) -> None:
     batch = sharding.round_up(min(section.batch, len(source)), mesh)
     with ProgressBar(len(source), "evaluate") as bar:
         found = inference.predict_source(
-            described, variables, source,
+            *described.inference(variables), source,
             mesh=mesh, batch=batch, flip_test=section.flip_test, report=bar.update,
         )  # fmt: skip
     rows = evaluation.results_rows(

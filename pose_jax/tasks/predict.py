@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,10 +12,10 @@ import numpy as np
 from etils import epath
 
 from pose_jax import data, video
-from pose_jax.config import UserError
-from pose_jax.data.images import SUFFIXES, read_image
-from pose_jax.estimator import Estimator, Pose, check_boxes
+from pose_jax.data.images import read_image
+from pose_jax.estimator import Estimator, Pose
 from pose_jax.report import drawings
+from pose_jax.tasks import inputs
 from pose_jax.tasks.workdir import data_root
 from pose_jax.writer import ProgressBar, is_main_process, say, write_json
 
@@ -38,11 +36,11 @@ def run(config: Any, workdir: str) -> None:
         return
     folder = epath.Path(workdir) / section.name
     folder.mkdir(parents=True, exist_ok=True)
-    boxes = _boxes(section.boxes)
+    boxes = inputs.read_boxes(section.boxes, "predict")
     if not section.inputs:
         records = _examples(config, estimator, folder)
     else:
-        files = list(_files(section.inputs))
+        files = list(inputs.files(section.inputs, "predict"))
         records, used = [], set()
         with ProgressBar(len(files), "predict") as bar:
             for n, path in enumerate(files):
@@ -86,7 +84,7 @@ def _examples(config: Any, estimator: Estimator, folder) -> list[dict[str, Any]]
 
 def _picture(estimator, path: Path, boxes, folder, section, used) -> dict[str, Any]:
     image = read_image(path, honour_exif=True)
-    given = _boxes_of(boxes, path)
+    given = inputs.boxes_of(boxes, path)
     pose = estimator.predict(image, given)
     target = _fresh(folder, path, ".png", used)
     drawings.write_image(target, overlay(image, pose, section.threshold))
@@ -95,7 +93,7 @@ def _picture(estimator, path: Path, boxes, folder, section, used) -> dict[str, A
 
 def _video(estimator, path: Path, boxes, folder, section, used) -> dict[str, Any]:
     """One list of people per frame, and the video with its skeletons."""
-    given = _boxes_of(boxes, path)
+    given = inputs.boxes_of(boxes, path)
     frames: list[dict[str, Any]] = []
     people = 0
 
@@ -173,65 +171,3 @@ def to_record(pose: Pose) -> dict[str, Any]:
             for n in range(len(pose))
         ],
     }
-
-
-def _files(inputs: Any) -> Iterator[Path]:
-    """Files of a tuple of files, folders and globs, in order.
-
-    Raises:
-      UserError: nothing there, or a folder without pictures.
-    """
-    known = (*SUFFIXES, *video.SUFFIXES)
-    for name in (inputs,) if isinstance(inputs, str) else inputs:
-        path = Path(name)
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in known)
-            if not found:
-                raise UserError(
-                    f"{name} holds no pictures or videos ({', '.join(known)})"
-                )
-        elif path.exists():
-            found = [path]
-        else:
-            found = [Path(p) for p in sorted(glob.glob(name, recursive=True))]
-            if not found:
-                raise UserError(f"predict.inputs: {name} does not exist")
-        yield from found
-
-
-def _boxes(path: str) -> Mapping[str, Any] | None:
-    """{file name: boxes} from JSON: such a mapping, or a COCO file with annotations."""
-    if not path:
-        return None
-    root = data_root()
-    full = Path(path) if root is None or Path(path).exists() else root / path
-    try:
-        content = json.loads(full.read_text())
-    except FileNotFoundError:
-        raise UserError(f"predict.boxes={path}: no such file") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"predict.boxes={path} is not valid JSON ({error})") from None
-    if isinstance(content, Mapping) and "annotations" in content:
-        names = {row["id"]: row["file_name"] for row in content["images"]}
-        boxes: dict[str, list] = {name: [] for name in names.values()}
-        for row in content["annotations"]:
-            if not row.get("iscrowd"):
-                boxes[names[row["image_id"]]].append(row["bbox"])
-        return boxes
-    if not isinstance(content, Mapping):
-        raise UserError(
-            f"predict.boxes={path} must be an object {{file name: [[x, y, w, h], ...]}} or "
-            "a COCO annotation file"
-        )
-    return content
-
-
-def _boxes_of(boxes: Mapping[str, Any] | None, path: Path) -> Any:
-    """Boxes of one file; a picture that the file does not name has nobody."""
-    if boxes is None:
-        return None
-    for name in (path.name, str(path), path.stem):
-        if name in boxes:
-            given = boxes[name]
-            return given if isinstance(given, Mapping) else check_boxes(given)
-    return np.zeros((0, 4))

@@ -13,13 +13,14 @@ import numpy as np
 from etils import epath
 
 from pose_jax import checkpoint, data, evaluation, inference, sharding
-from pose_jax.config import UserError, to_plain
+from pose_jax.config import Interrupted, UserError, to_plain
 from pose_jax.data.augment import Augment
 from pose_jax.data.pipeline import TrainIterator, train_iterator
 from pose_jax.pixels import ColourJitter
 from pose_jax.recipe import recipe
 from pose_jax.report import drawings
 from pose_jax.tasks import initialise
+from pose_jax.tasks.removal import make_removal
 from pose_jax.tasks.workdir import data_root
 from pose_jax.training import step as step_
 from pose_jax.training.objectives import OBJECTIVES
@@ -96,8 +97,9 @@ class Loop:
         augment = to_plain(c.data.train.augment)
         jitter = ColourJitter(**{n: augment.pop(n) for n in _COLOURS})
         objective = OBJECTIVES[_known(c.objective.name)](
-            c.objective, trained.module, trained.spec, trained.codec, jitter
-        )
+            c.objective, trained.module, trained.spec, trained.codec, jitter,
+            make_removal(c.data.train.removal, trained.skeleton, c.seed),
+        )  # fmt: skip
         transform, schedule = make_optimiser(
             c.optimiser, c.train.steps, objective.trainable
         )
@@ -190,7 +192,7 @@ class Loop:
                 if leaving:
                     self.checkpoints.wait()
                     writer.close()
-                    raise UserError(
+                    raise Interrupted(
                         f"stopped by {stop.asked or 'preemption'} at step {done}, saved; "
                         "the same command goes on from there"
                     )

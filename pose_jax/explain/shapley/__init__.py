@@ -37,7 +37,7 @@ output maps, which lie in the clusters "upper half", "lower half", "upper half":
 ((4, 3), 12, True)
 
 Modules: coalitions (rows and weights), sweep and evaluate (the engine), exact, groups, sampled
-(orders, regression), interactions, accumulator, result. Nothing outside is imported.
+(orders, regression), interactions, listed (distinct rows of many games), accumulator, result. Nothing outside is imported.
 """
 
 from pose_jax.explain.shapley.accumulator import Accumulator, add, finish, start
@@ -46,14 +46,20 @@ from pose_jax.explain.shapley.coalitions import (
     grouped_coalitions,
     union_size,
 )
-from pose_jax.explain.shapley.exact import exact_shapley, semivalue
-from pose_jax.explain.shapley.groups import group_shapley, reweight
+from pose_jax.explain.shapley.exact import (
+    exact_shapley,
+    semivalue,
+    shapley_values,
+)
+from pose_jax.explain.shapley.groups import group_shapley, group_values, reweight
 from pose_jax.explain.shapley.interactions import interactions
+from pose_jax.explain.shapley.listed import coalition_table, evaluate_rows
 from pose_jax.explain.shapley.result import GroupShapleyResult, ShapleyResult
 from pose_jax.explain.shapley.sampled import sampled_shapley
 
 __all__ = [
     "Accumulator", "GroupShapleyResult", "ShapleyResult", "add", "all_coalitions",
-    "exact_shapley", "finish", "group_shapley", "grouped_coalitions", "interactions",
-    "reweight", "sampled_shapley", "semivalue", "start", "union_size",
+    "coalition_table", "evaluate_rows", "exact_shapley", "finish", "group_shapley", "group_values", "grouped_coalitions",
+    "interactions", "reweight", "sampled_shapley", "semivalue", "shapley_values", "start",
+    "union_size",
 ]  # fmt: skip

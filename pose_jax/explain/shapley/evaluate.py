@@ -26,9 +26,9 @@ from pose_jax.explain.shapley.sweep import (
     NO_ROW,
     Layout,
     Plan,
+    chunk_rows,
     fitted_layout,
     fixed_layout,
-    largest_array,
     sharded,
     sweep,
 )
@@ -212,7 +212,7 @@ def reduce_table(plan: Plan, table: PyTree, coalitions: Any) -> Any:
 
 
 def _layout(plan: Plan, games: int, jaxpr, options: Options) -> Layout:
-    devices, platform = 1, jax.default_backend()
+    devices = 1
     if options.sharding is not None:
         mesh, axes = options.sharding.mesh, options.sharding.spec[0]
         names = (axes,) if isinstance(axes, str) else axes
@@ -220,11 +220,7 @@ def _layout(plan: Plan, games: int, jaxpr, options: Options) -> Layout:
     if options.chunk_size is not None:
         layout = fixed_layout(games, plan.rows, devices, options.chunk_size)
     else:
-        # 4 MiB of the largest activation is what a CPU's caches like (64 rows of a small
-        # conv net at 64 px); accelerators need far more work per call.
-        budget = 2**22 if platform == "cpu" else 2**28
-        chunk = min(max(budget // max(largest_array(jaxpr), 1), 16), 8192)
-        layout = fitted_layout(games, plan.rows, devices, chunk)
+        layout = fitted_layout(games, plan.rows, devices, chunk_rows(jaxpr))
     if layout.devices * layout.share >= NO_ROW:
         raise ValueError(
             f"{games:,} games of {plan.rows:,} coalitions do not fit into one call "

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import NamedSharding
 from jaxtyping import Float
 
@@ -72,6 +73,24 @@ def exact_shapley(
     return dataclasses.replace(result, table=table)
 
 
+def shapley_values(table: PyTree, num_players: int) -> ShapleyResult:
+    """`exact_shapley` of a game that is evaluated already, from the table of its values.
+
+    Args:
+      table: tree of [2**n, *out]; bit i of the row number = player i present. Many games
+        go through `jax.vmap`.
+
+    Raises:
+      ValueError: the table has another length or (eager calls) a value that is not finite.
+    """
+    check_table(table, num_players)
+    check_count(2**num_players, f"{num_players} players")
+    table = jax.tree.map(jnp.asarray, table)
+    check_finite(table, lambda row: bits(np.array(row), num_players))
+    plan = AllCoalitions(num_players, 2**num_players)
+    return dataclasses.replace(reduce_table(plan, table, None), table=table)
+
+
 def semivalue(
     table: PyTree,
     num_players: int,
@@ -111,6 +130,26 @@ def check_table(table: PyTree, num_players: int) -> None:
         raise ValueError(
             f"the table has shapes {shapes}; {num_players} players need 2**{num_players} = "
             f"{2**num_players} rows (was it dropped? keep_table=True keeps it)"
+        )
+
+
+def check_finite(table: PyTree, coalition: Callable[[int], Any], lead: int = 0) -> None:
+    """Refuse a table with values that are not finite, unless it is traced.
+
+    Args:
+      coalition: row number -> [n] bool, for the message.
+      lead: axes in front of the one of the coalitions.
+    """
+    for leaf in jax.tree.leaves(table):
+        axes = tuple(a for a in range(jnp.ndim(leaf)) if a != lead)
+        finite = jnp.isfinite(leaf).all(axes)
+        if isinstance(finite, Tracer) or finite.all():
+            continue
+        row = int(jnp.argmin(finite))
+        raise ValueError(
+            "the table holds a value that is not finite for coalition "
+            f"{np.flatnonzero(coalition(row)).tolist()} (row {row}); targets without label "
+            "go into target_valid= of group_values"
         )
 
 

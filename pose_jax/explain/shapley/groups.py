@@ -33,8 +33,10 @@ from pose_jax.explain.shapley.coalitions import (
     grouped_coalitions,
     in_float,
     shapley_weights,
+    union_size,
 )
 from pose_jax.explain.shapley.evaluate import Options, Plan, reduce_table, run
+from pose_jax.explain.shapley.exact import check_finite
 from pose_jax.explain.shapley.result import GroupShapleyResult, records
 from pose_jax.explain.shapley.targets import Targets, check_valid
 
@@ -98,6 +100,34 @@ def group_shapley(
     return dataclasses.replace(result, table=table)
 
 
+def group_values(
+    table: PyTree,
+    clusters: Sequence[Sequence[int]],
+    *,
+    kind: str = "gsv",
+    target_cluster: Sequence[int] | None = None,
+    target_valid: Bool[Array, "*m k"] | None = None,
+) -> GroupShapleyResult:
+    """`group_shapley` of a game that is evaluated already, from the table of its values.
+
+    Args:
+      table: tree of [C, K, *out], its rows those of `grouped_coalitions(clusters, kind)`. A
+        decoupled value may be read from the larger table of gsv and owen, too. With
+        games every array leads with [m].
+      clusters, kind, target_cluster: as in `group_shapley`.
+      target_valid: [K], with games [m, K] and needed then; where False the table is taken
+        as 0 (it may be NaN) and so is every result.
+
+    Raises:
+      ValueError: as `group_shapley`, or the table has another shape.
+    """
+    plan = grouped_plan(clusters, kind, target_cluster)
+    targets = len(plan.target_cluster)
+    valid = np.ones(targets, bool) if target_valid is None else target_valid
+    check_valid(valid, targets, jnp.ndim(valid) == 2)
+    return _from_table(plan, table, jnp.asarray(valid))
+
+
 def reweight(group_result: GroupShapleyResult, kind: str = "gsv") -> GroupShapleyResult:
     """The same game's values of another kind, from the table that was kept.
 
@@ -114,15 +144,42 @@ def reweight(group_result: GroupShapleyResult, kind: str = "gsv") -> GroupShaple
             f"kind={kind!r}; evaluate with kind='gsv' or 'owen' and reweight from there"
         )
     plan = grouped_plan(found.clusters, kind, found.target_cluster)
-    plan = dataclasses.replace(plan, rows=found.evaluations)
-    function = functools.partial(
-        reduce_table, plan, coalitions=jnp.asarray(found.coalitions)
-    )
-    for _ in range(found.target_valid.ndim - 1):  # Games lead.
+    return _from_table(plan, found.table, found.target_valid)
+
+
+def _from_table(plan: Grouped, table: PyTree, valid: Any) -> GroupShapleyResult:
+    """[*m, C, K, *out] and [*m, K] -> the record, the table inside."""
+    lead = valid.ndim - 1
+    table = jax.tree.map(jnp.asarray, table)
+    rows = _rows_given(plan, table, valid.shape[:-1])
+    plan = dataclasses.replace(plan, rows=len(rows))
+
+    def masked(leaf):
+        shape = (*valid.shape[:-1], 1, valid.shape[-1], *[1] * (leaf.ndim - lead - 2))
+        return jnp.where(valid.reshape(shape), leaf, 0)
+
+    table = jax.tree.map(masked, table)
+    check_finite(table, rows.__getitem__, lead)
+    function = functools.partial(reduce_table, plan, coalitions=jnp.asarray(rows))
+    for _ in range(lead):  # Games lead.
         function = jax.vmap(function)
-    result = function(found.table)
-    return dataclasses.replace(
-        result, table=found.table, target_valid=found.target_valid
+    return dataclasses.replace(function(table), table=table, target_valid=valid)
+
+
+def _rows_given(plan: Grouped, table: PyTree, games: tuple[int, ...]) -> np.ndarray:
+    """[C, n] the coalitions of the table; its shape tells which."""
+    sizes, lead = [len(c) for c in plan.clusters], len(games)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(table)]
+    found = {shape[: lead + 2] for shape in shapes}
+    # Where both families have equally many rows they are the same rows.
+    for kind in {plan.kind, "gsv"} if plan.kind == "decoupled" else {plan.kind}:
+        if found == {(*games, union_size(sizes, kind), len(plan.target_cluster))}:
+            return grouped_coalitions(plan.clusters, kind)
+    needed = [*games, plan.rows, len(plan.target_cluster)]
+    raise ValueError(
+        f"the table has shapes {list(map(list, shapes))}; clusters of sizes {sizes} with "
+        f"kind={plan.kind!r} need {needed} first, the rows of grouped_coalitions (games "
+        "need target_valid=[m, K])"
     )
 
 

@@ -201,6 +201,16 @@ def sharded(
     )
 
 
+def chunk_rows(jaxpr: Any) -> int:
+    """How many evaluations of this program to do together.
+
+    4 MiB of the largest array are what a CPU's caches like (64 rows of a small conv net at
+    64 px); accelerators need far more work per call.
+    """
+    budget = 2**22 if jax.default_backend() == "cpu" else 2**28
+    return min(max(budget // max(largest_array(jaxpr), 1), 16), 8192)
+
+
 def largest_array(jaxpr: Any) -> int:
     """Bytes of the largest array that one evaluation makes."""
     best = 0

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from pose_jax import heatmaps
 from pose_jax.arrays import Array, Batch, PyTree
+from pose_jax.data.removal import KeypointRemoval, remove_keypoints
 from pose_jax.heatmaps import Codec
 from pose_jax.models.outputs import Outputs
 from pose_jax.pixels import ColourJitter, InputSpec, jitter_colours, normalise
@@ -33,6 +34,7 @@ class HeatmapObjective:
         the thesis) instead of being left out; `mse` only.
       occluded_weight: factor of labelled but occluded joints.
       jitter: photometric augmentation inside the step.
+      removal: keypoints removed from the crops, after the colours are jittered.
     """
 
     module: nn.Module
@@ -43,6 +45,7 @@ class HeatmapObjective:
     unlabelled_as_empty: bool = False
     occluded_weight: float = 1.0
     jitter: ColourJitter = ColourJitter()
+    removal: KeypointRemoval = KeypointRemoval()
 
     def __post_init__(self):
         if self.loss_name not in LOSSES:
@@ -73,6 +76,18 @@ class HeatmapObjective:
         images = batch["image"]
         if self.jitter.active:
             images = jitter_colours(images, self.jitter, key=key)
+        removed = {}
+        if self.removal.active:
+            images, share = remove_keypoints(
+                images.astype(jnp.float32),
+                batch["keypoints"],
+                batch["visible"],
+                self.removal,
+                self.spec.mean,
+                key=jax.random.fold_in(key, 1),
+            )
+            real = batch["mask"].astype(jnp.float32)
+            removed = {"removed_area": Mean((share * real).sum(), real.sum())}
         outputs, updated = self.module.apply(
             variables,
             normalise(images, self.spec),
@@ -84,6 +99,7 @@ class HeatmapObjective:
             "loss": loss,
             "zero_map_loss": zero,
             "correct": self._accuracy(outputs, batch),
+            **removed,
         }
         return loss, (metrics, updated.get("batch_stats", {}))
 
@@ -159,7 +175,14 @@ class HeatmapObjective:
         )
 
 
-def make(section: Any, module, spec: InputSpec, codec: Codec, jitter: ColourJitter):
+def make(
+    section: Any,
+    module,
+    spec: InputSpec,
+    codec: Codec,
+    jitter: ColourJitter,
+    removal: KeypointRemoval = KeypointRemoval(),
+):
     """The objective of a config section.
 
     Raises:
@@ -180,4 +203,5 @@ def make(section: Any, module, spec: InputSpec, codec: Codec, jitter: ColourJitt
         unlabelled_as_empty=section.unlabelled_as_empty,
         occluded_weight=section.occluded_weight,
         jitter=jitter,
+        removal=removal,
     )

@@ -1,0 +1,391 @@
+"""The pose game: what is the place of a joint worth when only some joints can be seen?
+
+Players own pixels (`regions`), a coalition shows the pixels of its players and the fill
+elsewhere, and the value is a score of every keypoint's heatmap (`scores`), so one forward pass
+serves all targets. The background, which nobody owns, is always visible: the value of
+the empty coalition is that of the context, not zero.
+
+`PoseGame` is the value function of `shapley.group_shapley`, one `Person` one game:
+
+    game = PoseGame(module, spec, codec, score="value")
+    result = group_shapley(game, clusters, args=(variables,), games=people)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from pose_jax import heatmaps, regions
+from pose_jax.arrays import Array, PyTree
+from pose_jax.explain import shapley
+from pose_jax.explain.scores import Reference, make_score
+from pose_jax.explain.shapley import GroupShapleyResult
+from pose_jax.heatmaps import Codec
+from pose_jax.partitions import Partition
+from pose_jax.pixels import InputSpec, normalise
+from pose_jax.recipe import Recipe
+from pose_jax.skeletons import Skeleton
+
+PLAYERS = ("disc", "box", "limbs", "masks")
+REMOVALS = ("mean", "blur", "noise", "inpaint", "other")
+TARGETS = ("player", "hidden", "visible")
+
+
+class Person(NamedTuple):
+    """One game: a pytree of arrays; many people lead with `[m]`.
+
+    Attributes:
+      image: `[h, w, 3]` crop, 0..255.
+      fill: `[h, w, 3]` what a hidden pixel shows instead; the same for every coalition.
+      owners: `[h, w]` player of every pixel, `regions.FREE` where always visible.
+      reference: where the joints are taken to be, see `scores`.
+    """
+
+    image: Float[Array, "*m h w 3"]
+    fill: Float[Array, "*m h w 3"]
+    owners: Int[Array, "*m h w"]
+    reference: Reference
+
+
+@dataclasses.dataclass(frozen=True)
+class PoseGame:
+    """Value of a coalition of body parts, for all keypoints at once.
+
+    Hashable, so that programs are compiled once per network and score.
+
+    Attributes:
+      module, spec, codec: network, its input, its heatmaps; the last stack counts.
+      score: a name of `scores.SCORES`.
+    """
+
+    module: nn.Module
+    spec: InputSpec
+    codec: Codec
+    score: str = "value"
+
+    def __post_init__(self):
+        make_score(self.score, self.codec)
+
+    def __call__(
+        self, coalition: Bool[Array, "n"], variables: PyTree, person: Person
+    ) -> Float[Array, "k *out"]:
+        hidden = regions.hidden(person.owners, coalition)
+        return self._of(hidden, variables, person)
+
+    def _of(self, hidden, variables: PyTree, person: Person):
+        seen = regions.remove(person.image, person.fill, hidden)
+        outputs: Any = self.module.apply(variables, normalise(seen[None], self.spec))
+        maps = heatmaps.activate(outputs.heatmaps[-1, 0], self.codec)
+        return make_score(self.score, self.codec)(maps, person.reference)
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxGame(PoseGame):
+    """The same score with one box hidden: input `(centre, half sides)`, crop pixels."""
+
+    def __call__(self, box: Any, variables: PyTree, person: Person):
+        size = person.image.shape[0], person.image.shape[1]
+        return self._of(regions.box_mask(box[0], box[1], size), variables, person)
+
+
+@dataclasses.dataclass(frozen=True)
+class Players:
+    """Who plays: regions of keypoints, limbs, or masks.
+
+    Attributes:
+      kind: `disc` or `box` around every keypoint, `limbs` (capsules around bones) or `masks`.
+      side: diameter of a region or width of a limb, as a share of the crop's height.
+      names: of the players.
+      clusters: partition of the players.
+      cluster_names: in the same order.
+      target_cluster: `[k]` in which cluster every keypoint lies.
+      own: `[k]` the player that is the keypoint itself, -1 where there is none.
+    """
+
+    kind: str
+    side: float
+    names: tuple[str, ...]
+    clusters: tuple[tuple[int, ...], ...]
+    cluster_names: tuple[str, ...]
+    target_cluster: tuple[int, ...]
+    own: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.names)
+
+    @property
+    def coalitions(self) -> np.ndarray:
+        """`[c, n]` the rows that every kind of grouped value is read from."""
+        return shapley.grouped_coalitions(self.clusters, "gsv")
+
+
+def keypoint_players(
+    skeleton: Skeleton,
+    partition: Partition,
+    *,
+    kind: str = "disc",
+    side: float = regions.SIDE,
+) -> Players:
+    """Every keypoint's region is a player; clusters are those of the partition.
+
+    Raises:
+      ValueError: unknown kind, or a side that is not between 0 and 1.
+    """
+    if kind not in regions.SHAPES:
+        raise ValueError(f"players {kind!r} are unknown; use one of {PLAYERS}")
+    _check_side(side)
+    return Players(
+        kind=kind,
+        side=side,
+        names=skeleton.keypoints,
+        clusters=partition.clusters,
+        cluster_names=partition.cluster_names,
+        target_cluster=tuple(int(c) for c in partition.owner),
+        own=tuple(range(skeleton.num_keypoints)),
+    )
+
+
+def limb_players(
+    skeleton: Skeleton, partition: Partition, *, side: float = regions.SIDE
+) -> Players:
+    """Limbs are the players; a limb between two clusters belongs to the cluster `trunk`.
+
+    Keypoints whose cluster has no limb count as targets of the trunk.
+
+    Raises:
+      ValueError: the skeleton has no limbs, or no limb joins two clusters or misses one.
+    """
+    _check_side(side)
+    ends = skeleton.limb_indices
+    if not len(ends):
+        raise ValueError(f"skeleton {skeleton.name!r} has no limbs; use players='disc'")
+    owner = partition.owner
+    trunk = len(partition.clusters)
+    home = np.where(owner[ends[:, 0]] == owner[ends[:, 1]], owner[ends[:, 0]], trunk)
+    used = [c for c in range(trunk + 1) if (home == c).any()]
+    names = (*partition.cluster_names, "trunk")
+    place = {c: i for i, c in enumerate(used)}
+    return Players(
+        kind="limbs",
+        side=side,
+        names=tuple("-".join(limb) for limb in skeleton.limbs),
+        clusters=tuple(tuple(np.flatnonzero(home == c).tolist()) for c in used),
+        cluster_names=tuple(names[c] for c in used),
+        target_cluster=tuple(place.get(int(c), len(used) - 1) for c in owner),
+        own=(-1,) * skeleton.num_keypoints,
+    )
+
+
+def mask_players(
+    clusters: Sequence[Sequence[int]],
+    target_cluster: Sequence[int],
+    *,
+    names: Sequence[str] = (),
+) -> Players:
+    """Any stack of masks; the caller says where the keypoints lie."""
+    count = sum(map(len, clusters))
+    return Players(
+        kind="masks",
+        side=0.0,
+        names=tuple(names) or tuple(f"mask{n}" for n in range(count)),
+        clusters=tuple(tuple(int(i) for i in c) for c in clusters),
+        cluster_names=tuple(f"group{n}" for n in range(len(clusters))),
+        target_cluster=tuple(int(c) for c in target_cluster),
+        own=(-1,) * len(target_cluster),
+    )
+
+
+def _check_side(side: float) -> None:
+    if not 0 < side <= 1:
+        raise ValueError(f"side={side:g} is a share of the crop's height in (0, 1]")
+
+
+def make_owners(
+    players: Players,
+    keypoints: Float[Array, "k 2"],
+    present: Bool[Array, "k"],
+    size: tuple[int, int],
+    skeleton: Skeleton,
+    masks: Bool[Array, "n h w"] | None = None,
+) -> Int[Array, "h w"]:
+    """Who owns which pixel of one crop; keypoints without a place own none.
+
+    Raises:
+      ValueError: masks are missing, or not one per player.
+    """
+    present = jnp.asarray(present) & regions.inside(jnp.asarray(keypoints), size)
+    side_px = players.side * size[0]
+    if players.kind == "masks":
+        if masks is None or masks.shape != (players.count, *size):
+            found = None if masks is None else list(masks.shape)
+            raise ValueError(
+                f"masks have shape {found}; needed is one per player at the size of the "
+                f"crop, {[players.count, *size]}"
+            )
+        return regions.mask_owners(masks)
+    if players.kind == "limbs":
+        ends = [(int(a), int(b)) for a, b in skeleton.limb_indices]
+        return regions.limb_owners(keypoints, present, ends, size, width_px=side_px)
+    return regions.keypoint_owners(
+        keypoints, present, size, side_px=side_px, shape=players.kind
+    )
+
+
+def null_players(
+    owners: Int[np.ndarray, "m h w"], count: int
+) -> Bool[np.ndarray, "m n"]:
+    """Players that own no pixel: showing or hiding them changes nothing."""
+    owned = (np.asarray(owners)[..., None] == np.arange(count)).any((1, 2))
+    return ~owned
+
+
+def make_fill(
+    removal: str,
+    image: Float[np.ndarray, "h w 3"],
+    owners: Int[np.ndarray, "h w"],
+    mean: Sequence[float],
+    *,
+    side: float = regions.SIDE,
+    other: np.ndarray | None = None,
+    key: jax.Array | None = None,
+) -> Float[np.ndarray, "h w 3"]:
+    """What a hidden pixel of one crop shows, whatever the coalition.
+
+    Args:
+      removal: `mean` colour of the data set, `blur` of the crop (sigma: half a region's side),
+        `noise` of a fixed key, `inpaint` (all regions at once, OpenCV), `other` (the pixels of
+        another crop).
+      side: of the regions, as a share of the crop's height.
+
+    Raises:
+      ValueError: unknown removal, or `other` without a crop of the same size.
+    """
+    image = np.asarray(image, np.float32)
+    if removal == "mean":
+        fill = regions.mean_fill(image, mean)
+    elif removal == "blur":
+        sigma = max(side, 0.02) * image.shape[0] / 2
+        fill = regions.blur_fill(image, sigma_px=sigma)
+    elif removal == "noise":
+        key = jax.random.key(0) if key is None else key
+        fill = regions.noise_fill(image, key=key)
+    elif removal == "inpaint":
+        fill = regions.inpaint_fill(image.round().astype(np.uint8), np.asarray(owners))
+    elif removal == "other":
+        if other is None or np.shape(other) != image.shape:
+            raise ValueError(
+                f"removal='other' needs another crop of shape {list(image.shape)}"
+            )
+        fill = other
+    else:
+        raise ValueError(f"removal {removal!r} is unknown; use {', '.join(REMOVALS)}")
+    return np.asarray(fill, np.float32)
+
+
+def stack_people(people: Sequence[Person]) -> Person:
+    """Single people -> one pytree that leads with `[m]`."""
+    return jax.tree.map(
+        lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *people
+    )
+
+
+def explain_people(
+    game: PoseGame,
+    variables: PyTree,
+    people: Person,
+    players: Players,
+    *,
+    kind: str = "gsv",
+    chunk_size: int | None = None,
+    sharding: Any = None,
+    room: int = 0,
+) -> tuple[GroupShapleyResult, Int[np.ndarray, "m"]]:
+    """Grouped values of people in one compiled batch, and how many forward passes each took.
+
+    Coalitions that differ in null players only show the same picture and are evaluated once.
+    Over several devices (`sharding` of the coalition axis) all are evaluated. `room` is the
+    number of people to compile for, at least.
+    """
+    valid = np.asarray(people.reference.valid)
+    coalitions = shapley.grouped_coalitions(players.clusters, kind)
+    if sharding is not None or game.score == "heatmap":
+        result = shapley.group_shapley(
+            game, players.clusters, kind=kind, target_cluster=players.target_cluster,
+            target_valid=valid, args=(variables,), games=people,
+            chunk_size=chunk_size, sharding=sharding,
+        )  # fmt: skip
+        return result, np.full(len(valid), result.evaluations)
+    table, taken = shapley.coalition_table(
+        game, coalitions, args=(variables,), games=people,
+        null_players=null_players(np.asarray(people.owners), players.count),
+        chunk_size=chunk_size, room=room,
+    )  # fmt: skip
+    result = shapley.group_values(
+        table, players.clusters, kind=kind,
+        target_cluster=players.target_cluster, target_valid=valid,
+    )  # fmt: skip
+    return result, taken
+
+
+def conditional(
+    result: GroupShapleyResult, own: Sequence[int], target: str
+) -> GroupShapleyResult:
+    """The values when every target's own region is always `hidden` or always `visible`.
+
+    Read from the table at no further evaluations. `hidden` says what the model falls back
+    on when the joint itself cannot be seen. The target's own value is zero. Values of
+    single foreign players (`player_values`) are not in the table: they are None.
+
+    Args:
+      own: `[k]` the player that is the target itself.
+
+    Raises:
+      ValueError: unknown name, a result without table, or targets that are no players.
+    """
+    if target not in TARGETS[1:]:
+        raise ValueError(f"target={target!r} is none of {', '.join(TARGETS[1:])}")
+    if result.table is None or not result.has_union:
+        raise ValueError("conditional values need the table of a gsv or owen game")
+    if min(own) < 0:
+        raise ValueError("targets that are no players cannot be hidden or shown")
+    rows = result.coalitions
+    place = {row.tobytes(): i for i, row in enumerate(rows)}
+    index = np.empty((len(rows), len(own)), int)
+    for t, player in enumerate(own):
+        changed = rows.copy()
+        changed[:, player] = target == "visible"
+        # Rows outside of the union belong to other clusters' games and weigh nothing here.
+        index[:, t] = [place.get(row.tobytes(), i) for i, row in enumerate(changed)]
+    games = (slice(None),) * (result.target_valid.ndim - 1)
+    picked = (*games, index, np.arange(len(own)))
+    table = jax.tree.map(lambda t: t[picked], result.table)
+    found = shapley.group_values(
+        table, result.clusters, kind=result.kind,
+        target_cluster=result.target_cluster, target_valid=result.target_valid,
+    )  # fmt: skip
+    return dataclasses.replace(found, player_values=None)
+
+
+def clean_answers(
+    recipe: Recipe, variables: PyTree, images: Float[Array, "m h w 3"]
+) -> tuple[Float[Array, "m k 2"], Float[Array, "m k"], tuple[int, int]]:
+    """The model's own answer on untouched crops: heatmap pixels, peaks, map size."""
+
+    def one(image):
+        outputs: Any = recipe.module.apply(
+            variables, normalise(image[None], recipe.spec)
+        )
+        maps = heatmaps.activate(outputs.heatmaps[-1, 0], recipe.codec)
+        return heatmaps.locate(maps, recipe.codec), maps.max((0, 1)), maps
+
+    points, peaks, maps = jax.vmap(one)(images)
+    return points, peaks, (maps.shape[1], maps.shape[2])

@@ -1,0 +1,284 @@
+"""What the explanations of a data set say: interdependence, cost of grouping, other fills.
+
+Every study leaves its arrays as it goes and a JSON record, and is resumed like the explanations:
+`interdependence.json` and `clusters.json` (Perturbation Influence and the clusters found in
+it), `grouping_error.json` (grouped against exact values), `removals.json` (agreement of
+explanations under another fill).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from scipy import stats
+
+from pose_jax import partitions
+from pose_jax.config import UserError, to_plain
+from pose_jax.explain import games, interdependence, shapley
+from pose_jax.explain.explainer import Crops, Explainer
+from pose_jax.explain.games import BoxGame
+from pose_jax.explain.grouping import grouping_error
+from pose_jax.explain.perturbation import hidden_scores
+from pose_jax.intervals import mean_interval
+from pose_jax.partitions import Partition
+from pose_jax.tasks.arrays import load_arrays, plain, save_arrays
+from pose_jax.tasks.explain_people import People
+from pose_jax.writer import ProgressBar, read_json, say, write_json
+
+_MOST_PLAYERS = 16
+AGREE = 0.8
+"""Kendall's tau below which two fills are said to disagree."""
+
+
+def run(
+    section: Any, folder, explainer: Explainer, people: People, partition: Partition
+) -> None:
+    """The studies that `config.explain` asks for, on keypoint players."""
+    if min(explainer.players.own) < 0:
+        return  # Limbs and masks are no joints that could be clustered.
+    found = None
+    if section.masks:
+        found = study_influence(section, folder, explainer, people, partition)
+    if section.exact_people:
+        study_grouping(section, folder, explainer, people, partition, found)
+    if section.check_removals and section.check_people:
+        study_removals(section, folder, explainer, people)
+
+
+def study_influence(section, folder, explainer, people, partition) -> Partition | None:
+    """Perturbation Influence, its clusters, and how they compare with the given partition."""
+    recipe = explainer.recipe
+    # Thresholded similarity to the labels, or to the model's own clean answer.
+    game = BoxGame(recipe.module, recipe.spec, recipe.codec, "thresholded")
+
+    def part(crops: Crops) -> dict[str, np.ndarray]:
+        persons, seen = explainer.with_score("thresholded").people(crops)
+        clean, masked = hidden_scores(
+            game, explainer.variables, persons, seen["centres"], seen["present"],
+            masks=section.masks, chunk_size=section.chunk or None,
+            room=min(section.batch, len(people)), key=jax.random.key(0),
+        )  # fmt: skip
+        drop = interdependence.influence(clean, masked, seen["present"], seen["valid"])
+        return {"influence": drop.astype(np.float32), "clean": clean}
+
+    asked = {"masks": section.masks}
+    arrays = _in_parts(folder / "influence", people, section, part, asked, "influence")
+    measured = interdependence.influence_matrix(arrays["influence"], people.groups)
+    skeleton = recipe.skeleton
+    record = {
+        "protocol": f"{len(people)} people of {people.name}; {section.masks} boxes per joint, "
+        "area .8-3 % of the crop, aspect .5-2, filled by "
+        f"{explainer.removal}; mean drop of the thresholded keypoint similarity "
+        f"({'labels' if people.labelled else 'the clean answer'})",
+        "keypoints": list(skeleton.keypoints),
+        "influence": plain(measured.matrix),
+        "low": plain(measured.low),
+        "high": plain(measured.high),
+        "counts": measured.counts.tolist(),
+        "normalised": plain(measured.normalised),
+        "clean": plain(np.asarray(arrays["clean"]).mean(0)),
+    }
+    found = None
+    try:
+        # Rows in units of the joint's own patch: wrists and ankles would dominate.
+        weights = interdependence.affinity(
+            np.nan_to_num(measured.normalised, nan=0.0), skeleton.mirrored
+        )
+        clustering = interdependence.find_clusters(weights)
+        found = partitions.from_indices(
+            f"found-{section.name}", clustering.clusters, skeleton
+        )
+        spectral = interdependence.spectral_clusters(weights, len(clustering.clusters))
+        rand = interdependence.adjusted_rand
+        record |= {
+            "affinity": plain(weights),
+            "linkage": clustering.linkage.tolist(),
+            "cut": clustering.cut,
+            "gap": clustering.gap,
+            "clusters": found.record(skeleton)["clusters"],
+            "spectral_clusters": [
+                [skeleton.keypoints[i] for i in members] for members in spectral
+            ],
+            "adjusted_rand": {
+                "spectral": rand(clustering.clusters, spectral),
+                partition.name: rand(clustering.clusters, partition.clusters),
+            },
+        }
+        write_json(folder / "clusters.json", found.record(skeleton))
+    except ValueError as error:
+        record["no_clusters"] = str(error)
+    write_json(folder / "interdependence.json", record)
+    words = record.get("no_clusters") or "; ".join(
+        ", ".join(members) for members in record["clusters"].values()
+    )
+    say(f"clusters found in the influence of {len(people)} people: {words}")
+    return found
+
+
+def study_grouping(section, folder, explainer, people, partition, found) -> None:
+    """Grouped values against exact Shapley values of all joints, for a few people."""
+    players = explainer.players
+    if players.count > _MOST_PLAYERS:
+        raise UserError(
+            f"explain.exact_people needs 2**{players.count} = {2**players.count:,} forward "
+            f"passes per person; it goes to {_MOST_PLAYERS} joints. Set it to 0"
+        )
+    chosen = _some(len(people), section.exact_people)
+    game = explainer.game(people.labelled)
+    every = shapley.all_coalitions(players.count)
+
+    def part(crops: Crops) -> dict[str, np.ndarray]:
+        persons, seen = explainer.people(crops)
+        null = games.null_players(np.asarray(persons.owners), players.count)
+        table, _ = shapley.coalition_table(
+            game, every, args=(explainer.variables,), games=persons,
+            null_players=null, chunk_size=section.chunk or None,
+        )  # fmt: skip
+        return {"table": np.asarray(table), "null": null, "valid": seen["valid"]}
+
+    arrays = _in_parts(
+        folder / "exact", people, section, part, {}, "exact", numbers=chosen, batch=1
+    )
+    named = {}
+    skeleton = explainer.recipe.skeleton
+    for name in partitions.PARTITIONS:
+        if name != "joints-v1":  # That is the exact value itself.
+            named[name] = partitions.get(name, skeleton).clusters
+    named[partition.name] = partition.clusters
+    if found is not None:
+        named[found.name] = found.clusters
+    errors = grouping_error(arrays["table"], named, arrays["valid"], arrays["null"])
+    groups = [people.groups[n] for n in chosen]
+    record: dict[str, Any] = {
+        "protocol": f"{len(chosen)} people of {people.name}; error of a value relative to the "
+        "mean |exact Shapley value| of the person; score "
+        + " against ".join(explainer.asks(people.labelled)),
+        "exact_evaluations": 2**players.count,
+        "clusterings": {},
+    }
+    for name, kinds in errors.items():
+        record["clusterings"][name] = {
+            "sizes": [len(c) for c in named[name]],
+            "kinds": {
+                kind: {
+                    "evaluations": error.evaluations,
+                    **{
+                        field: _interval(getattr(error, field), groups)
+                        for field in (
+                            "member_error", "player_error", "sampled_member_error",
+                            "sampled_player_error",
+                        )
+                        if getattr(error, field) is not None
+                    },
+                }
+                for kind, error in kinds.items()
+            },
+        }  # fmt: skip
+    write_json(folder / "grouping_error.json", record)
+    own = record["clusterings"][partition.name]["kinds"]
+    say(
+        f"error of grouping by {partition.name} against {2**players.count:,} coalitions: "
+        + ", ".join(f"{k} {v['member_error']['mean']:.3f}" for k, v in own.items())
+    )
+
+
+def study_removals(section, folder, explainer, people) -> None:
+    """Do explanations survive another fill? Kendall's tau of the players' influence."""
+    chosen = _some(len(people), section.check_people)
+    groups = [people.groups[n] for n in chosen]
+    record = {}
+    for name in section.check_removals:
+        if name == explainer.removal:
+            continue
+        other = explainer.with_removal(name)
+
+        def part(crops: Crops, other=other) -> dict[str, np.ndarray]:
+            first, second = explainer(crops), other(crops)
+            taus = [_agreement(a, b) for a, b in zip(first, second)]
+            return {"tau": np.array(taus, np.float32)}
+
+        arrays = _in_parts(
+            folder / f"removal-{name}", people, section, part, {}, f"removal {name}",
+            numbers=chosen, batch=min(section.batch, len(chosen)),
+            other="other" in (name, explainer.removal),
+        )  # fmt: skip
+        found = _interval(arrays["tau"], groups)
+        record[name] = {**found, "people": len(chosen), "agree": found["mean"] >= AGREE}
+        if found["mean"] < AGREE:
+            say(
+                f"explanations depend on the fill: Kendall's tau of {explainer.removal} and "
+                f"{name} is {found['mean']:.2f} (flagged below {AGREE})"
+            )
+    write_json(
+        folder / "removals.json", {"removal": explainer.removal, "against": record}
+    )
+
+
+def _agreement(first, second) -> np.ndarray:
+    """`[K]` tau over the players with a place; NaN where there is nothing to rank."""
+    taus = np.full(len(first.target_valid), np.nan)
+    own = np.asarray(first.players.own)
+    there = first.present[np.argsort(own)]
+    for t in np.flatnonzero(first.target_valid):
+        a, b = first.influence[there, t], second.influence[there, t]
+        if len(a) > 2 and np.ptp(a) > 0 and np.ptp(b) > 0:
+            tau: Any = stats.kendalltau(a, b)
+            taus[t] = tau.statistic
+    return taus
+
+
+def _interval(values: np.ndarray, groups: list[str]) -> dict[str, Any]:
+    """Mean over people of their mean over targets, with its interval."""
+    with np.errstate(invalid="ignore"):
+        there = ~np.isnan(values)
+        total = np.where(there, values, 0).sum(1)
+        each = np.divide(
+            total, there.sum(1), out=np.full(len(values), np.nan), where=there.any(1)
+        )
+    low, high = mean_interval(each, groups)
+    mean = float(np.nanmean(each)) if (~np.isnan(each)).any() else float("nan")
+    return {"mean": mean, "low": float(low), "high": float(high)}
+
+
+def _some(total: int, wanted: int) -> list[int]:
+    count = min(wanted, total)
+    return np.linspace(0, total - 1, count).round().astype(int).tolist()
+
+
+def _in_parts(
+    stem,
+    people: People,
+    section: Any,
+    function: Callable[[Crops], Mapping[str, np.ndarray]],
+    asked: Mapping[str, Any],
+    title: str,
+    *,
+    numbers: list[int] | None = None,
+    batch: int = 0,
+    other: bool | None = None,
+) -> dict[str, np.ndarray]:
+    """Arrays of `function` over people, kept part by part so that a stop loses one part."""
+    numbers = list(range(len(people))) if numbers is None else numbers
+    batch = batch or section.batch
+    index = {**asked, "numbers": numbers, "batch": batch, "chunk": section.chunk}
+    index = to_plain(index)
+    if read_json(stem / "index.json", index) != index:
+        raise UserError(
+            f"{stem} was made with other settings of this study; delete that folder to run "
+            "it anew"
+        )
+    write_json(stem / "index.json", index)
+    other = section.removal == "other" if other is None else other
+    parts = []
+    with ProgressBar(len(numbers), title) as bar:
+        for start in range(0, len(numbers), batch):
+            path = stem / f"part-{start // batch:04d}.npz"
+            if not path.exists():
+                crops = people.crops(numbers[start : start + batch], other=other)
+                save_arrays(path, dict(function(crops)))
+            parts.append(load_arrays(path))
+            bar.update(min(start + batch, len(numbers)))
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
