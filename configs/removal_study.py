@@ -9,12 +9,11 @@
 | `lspet-weighted` | gkr and gkr_value_weighted; set data.train.removal.influence | 25 minutes |
 | `coco` | the four arms of `lspet` on the COCO subset, from runs/lspet | 30 minutes |
 
-Networks are 64 wide at 96 px (`coco`: as wide as the run they start from). `--config.sweep.background=True` returns at once; the same command
-again resumes. XPose's recipe is not public: this follows it with the defaults of
-pose_jax/data/removal.py. Every arm is read at its last (averaged) checkpoint. The labelled
-but occluded joints of COCO are scored with the runs that are there by
---config.tasks="('sweep','compare')" --config.sweep.tasks="('evaluate',)" and another data.eval
-and evaluate.name.
+Networks are 64 wide at 96 px (`coco`: as wide as the run they start from). The same command
+again resumes; `--config.sweep.background=True` returns at once. XPose's recipe is not public:
+this follows it with the defaults of pose_jax/data/removal.py. Every arm is read at its last
+(averaged) checkpoint. The labelled but occluded joints of COCO are scored on the same runs
+by --config.sweep.tasks="('evaluate',)" with another data.eval and evaluate.name.
 """
 
 import importlib.util
@@ -35,7 +34,7 @@ def get_config(arg="lspet"):
             f"configs/removal_study.py has no argument {arg!r}; use {', '.join(ARMS)}"
         )
     c = _hourglass().get_config(arg.partition("-")[0])
-    c.tasks = ("sweep",)
+    c.tasks = ("sweep", "compare")
     if c.skeleton == "lsp":
         c.model.features = 64
     c.data.select.name = (

@@ -177,6 +177,7 @@ def default() -> Any:
             score_threshold=0.2,
             overlays=0,
             bootstrap=1000,
+            occlusion=(1, 2, 4, 6),
         )
     )
     c.predict = ConfigDict(
@@ -235,6 +236,7 @@ def default() -> Any:
             background=False,
         )
     )
+    c.compare = ConfigDict(dict(baseline="none", threshold=0.1, resamples=2000))
     c.mesh = ConfigDict(dict(data=-1, model=1, fsdp=False))
     return c
 

@@ -1,4 +1,4 @@
-"""The Python face: load a run or a converted model, predict."""
+"""The Python face: load a run or a converted model, predict, explain."""
 
 from __future__ import annotations
 
@@ -7,14 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Float, UInt8
 
-from pose_jax import checkpoint, geometry, inference, sharding
+from pose_jax import (
+    checkpoint,
+    geometry,
+    inference,
+    partitions,
+    regions,
+    sharding,
+)
 from pose_jax.arrays import PyTree
 from pose_jax.data.images import read_image
+from pose_jax.explain import games
+from pose_jax.explain.explainer import Crops, Explainer
 from pose_jax.recipe import Recipe, recipe
 from pose_jax.skeletons import Skeleton
 from pose_jax.trees import flat_names, unflatten_names
@@ -147,14 +157,7 @@ class Estimator:
         return self._one(images, boxes, detector)
 
     def _one(self, image: Any, boxes: Any, detector: Detector | None) -> Pose:
-        if isinstance(image, str | Path):
-            image = read_image(image, honour_exif=True)
-        image = np.asarray(image)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(
-                f"a picture is a uint8 RGB array [h, w, 3], not {image.dtype} "
-                f"{list(image.shape)}"
-            )
+        image = _picture(image)
         if boxes is None and detector is not None:
             boxes = detector(image)
         whole = boxes is None
@@ -162,6 +165,126 @@ class Estimator:
             boxes = [[0, 0, image.shape[1], image.shape[0]]]
         boxes = check_boxes(boxes)
         return self.predict_crops(image, boxes, whole_image=whole)
+
+    def explain(
+        self,
+        images: Any,
+        boxes: Any = None,
+        *,
+        method: str = "group_shapley",
+        kind: str = "gsv",
+        clusters: Any = None,
+        score: str | None = None,
+        removal: str = "mean",
+        tap: str | None = None,
+        keypoints: Any = None,
+        visible: Any = None,
+        other: Any = None,
+        players: str = "disc",
+        side: float = regions.SIDE,
+        key: jax.Array | None = None,
+    ) -> list[Any]:
+        """Why every joint was placed where it was placed: one `Explanation` per person.
+
+        Usage: `estimator.explain("photo.jpg")[0].contributions("left_wrist")`.
+
+        Args:
+          images, boxes: one picture and its people, or a list of pictures with a list of
+            boxes each, as in `predict`; a list gives a list per picture.
+          method: `group_shapley`, or `shapley` (all keypoints as players, at most 16).
+          kind: `gsv`, `owen` or `decoupled`.
+          clusters: name of a partition (`partitions.PARTITIONS`; default `limbs-v1`), or
+            lists of keypoint names or numbers.
+          score: a name of `explain.scores.SCORES`; default `value` (the map at the model's own
+            answer), with labels `similarity`.
+          removal: what hidden pixels show, a name of `explain.games.REMOVALS`.
+          tap: for methods that look inside of the network; these do not.
+          keypoints: labels `[n, k, 2]`, image pixels, where there are any; regions lie there.
+          visible: `[n, k]` their visibility (0: no label); default all labelled.
+          other: RGB picture whose pixels replace hidden ones (`removal='other'`).
+          players: `disc` or `box` around keypoints, or `limbs`.
+          side: diameter of the regions as a share of the crop's height.
+          key: of the noise fill.
+
+        Raises:
+          ImageError: a picture cannot be read.
+          ValueError: a name that is unknown, or arguments that do not fit together.
+        """
+        if tap is not None:
+            raise ValueError(
+                f"method {method!r} looks at the picture; tap has no meaning"
+            )
+        described, variables = self.inference
+        if isinstance(clusters, str) or clusters is None:
+            partition = partitions.get(clusters or "limbs-v1", self.skeleton)
+        else:
+            partition = partitions.from_lists("custom", clusters, self.skeleton)
+        if players == "limbs":
+            playing = games.limb_players(self.skeleton, partition, side=side)
+        else:
+            playing = games.keypoint_players(
+                self.skeleton, partition, kind=players, side=side
+            )
+        explainer = Explainer(
+            described, variables, playing,
+            method=method, kind=kind, score=score or "auto", removal=removal, key=key,
+        )  # fmt: skip
+        labels = (keypoints, visible)
+        if not isinstance(images, list | tuple):
+            return self._explain_one(explainer, images, boxes, *labels, other)
+        each = [
+            [None] * len(images) if x is None else list(x) for x in (boxes, *labels)
+        ]
+        if any(len(x) != len(images) for x in each):
+            raise ValueError(
+                f"{len(images)} pictures need as many lists of boxes and of keypoints"
+            )
+        return [self._explain_one(explainer, *one, other) for one in zip(images, *each)]
+
+    def _explain_one(self, explainer, image, boxes, keypoints, visible, other):
+        image = _picture(image)
+        if boxes is None:
+            boxes = [[0, 0, image.shape[1], image.shape[0]]]
+        boxes = check_boxes(boxes)
+        if not len(boxes):
+            return []
+        size = self.recipe.spec.size
+        matrices = self._matrices(boxes)
+        crops = np.stack([geometry.warp(image, m, size) for m in matrices])
+        labels: dict[str, Any] = {}
+        if keypoints is not None:
+            shape = (len(boxes), self.skeleton.num_keypoints)
+            keypoints = np.asarray(keypoints, float)
+            visible = np.full(shape, 2) if visible is None else np.asarray(visible)
+            if keypoints.shape != (*shape, 2) or visible.shape != shape:
+                raise ValueError(
+                    f"keypoints have shape {list(keypoints.shape)} and visible "
+                    f"{list(visible.shape)}; {shape[0]} boxes need {[*shape, 2]} and "
+                    f"{list(shape)}"
+                )
+            labels["keypoints"] = geometry.transform(keypoints, np.stack(matrices))
+            labels["visible"] = visible
+        if other is not None:
+            resized = cv2.resize(
+                _picture(other), size[::-1], interpolation=cv2.INTER_AREA
+            )
+            labels["others"] = np.repeat(
+                resized[None].astype(np.float32), len(boxes), 0
+            )
+        return explainer(Crops(crops, np.stack(matrices), boxes, **labels))
+
+    def _matrices(self, boxes) -> list[np.ndarray]:
+        spec = self.recipe.spec
+        return [
+            geometry.crop_matrix(
+                box,
+                spec.size,
+                padding=spec.padding,
+                unit=self.recipe.codec.unit,
+                area=spec.area,
+            )
+            for box in boxes
+        ]
 
     def predict_crops(
         self,
@@ -172,16 +295,7 @@ class Estimator:
     ) -> Pose:
         """Keypoints of the people in the given boxes of one picture."""
         spec, k = self.recipe.spec, self.skeleton.num_keypoints
-        matrices = [
-            geometry.crop_matrix(
-                box,
-                spec.size,
-                padding=spec.padding,
-                unit=self.recipe.codec.unit,
-                area=spec.area,
-            )
-            for box in boxes
-        ]
+        matrices = self._matrices(boxes)
         points, scores = [np.zeros((0, k, 2))], [np.zeros((0, k))]
         for start in range(0, len(boxes), self._batch):
             part = matrices[start : start + self._batch]
@@ -210,6 +324,19 @@ class Estimator:
         if not np.isfinite(found["scores"]).all() or not np.isfinite(keypoints).all():
             raise ValueError("the prediction is not finite: the weights hold NaN")
         return {"keypoints": keypoints, "scores": found["scores"][:count]}
+
+
+def _picture(image: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture from a path or an array."""
+    if isinstance(image, str | Path):
+        return read_image(image, honour_exif=True)
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(
+            f"a picture is a uint8 RGB array [h, w, 3], not {image.dtype} "
+            f"{list(image.shape)}"
+        )
+    return image
 
 
 def check_boxes(boxes: Any) -> Float[np.ndarray, "n 4"]:

@@ -16,7 +16,7 @@ from pose_jax.metrics import pck as pck_
 from pose_jax.metrics.similarity import oks_nms, rescore
 from pose_jax.recipe import Recipe
 
-METRICS = ("pck", "pck_torso", "pck_crop", "heatmap_pck", "pckh", "ap")
+METRICS = ("pck", "pck_torso", "pck_crop", "heatmap_pck", "pckh", "ap", "occlusion")
 
 
 def results_rows(

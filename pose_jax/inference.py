@@ -126,7 +126,7 @@ def predict_source(
         process=jax.process_index(),
         processes=jax.process_count(),
     ):
-        sent = {name: rows_[name] for name in ("image", "keypoints", "visible")}
+        sent = {name: rows_[name] for name in ("image", "keypoints", "visible", "id")}
         result = sharding.to_host(compiled(variables, sharding.put_batch(sent, mesh)))
         count = min(batch, len(wanted) - done)
         # Rows of a global batch are in order, padding last: cutting it is the mask.

@@ -93,15 +93,18 @@ def from_record(record: Mapping[str, Any], skeleton: Skeleton) -> Partition:
     return _build(str(record.get("name", "custom")), groups, skeleton)
 
 
-def from_indices(name: str, clusters: Any, skeleton: Skeleton) -> Partition:
-    """A partition from keypoint numbers; clusters are named by their first keypoints.
+def from_lists(name: str, clusters: Any, skeleton: Skeleton) -> Partition:
+    """A partition from lists of keypoint numbers or names; clusters are named by their
+    first keypoints.
 
     Raises:
       ValueError: they do not hold every keypoint once.
     """
     groups = {}
     for members in clusters:
-        words = [skeleton.keypoints[int(i)] for i in members]
+        words = [
+            i if isinstance(i, str) else skeleton.keypoints[int(i)] for i in members
+        ]
         groups["+".join(words[:2]) + ("+..." if len(words) > 2 else "")] = words
     return _build(name, groups, skeleton)
 

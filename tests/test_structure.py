@@ -24,6 +24,7 @@ STOREYS = [
     {"recipe"},
     {"training", "explain", "convert", "inference"},
     {"evaluation", "estimator"},
+    {"occlusion"},
     {"tasks"},
     {"main"},
 ]
@@ -93,6 +94,7 @@ def test_nothing_heavy_is_imported(environment):
 
 CONFIGS = [
     ("quickstart", None),
+    *(("removal_study", a) for a in ("lspet", "lspet-all", "lspet-weighted", "coco")),
     *(("hourglass", a) for a in ("lspet", "coco", "mpii", "thesis", "thesis-small")),
     *(
         ("mobile", a)
@@ -126,7 +128,7 @@ def test_configs_build(repository, name, arg):
     assert jax.tree.leaves(shapes)
     known = set(flatten(to_plain(default())))
     for key in flatten(to_plain(c)):
-        assert key in known or key.startswith("model."), key
+        assert key in known or key.startswith(("model.", "sweep.arms.")), key
     assert to_plain(to_tuples(to_plain(c))) == to_plain(c)
 
 

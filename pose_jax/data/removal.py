@@ -95,6 +95,9 @@ class KeypointRemoval:
         return self.kind != "none"
 
 
+NOTHING = KeypointRemoval()
+
+
 def removal_mask(
     keypoints: Float[Array, "k 2"],
     visible: Int[Array, "k"],

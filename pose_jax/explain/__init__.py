@@ -1,7 +1,10 @@
 """Why a model answered what it answered.
 
 `explain.shapley` holds the vmapped Shapley engine for any function; its calls are
-re-exported here. The resumable accumulator (start, add, finish) is at `explain.shapley`.
+re-exported here (the resumable accumulator start, add, finish is at `explain.shapley`).
+For poses: `games` (who plays, what is hidden), `scores` (what is asked of the heatmaps),
+`explainer` (crops -> `Explanation`), `perturbation` and `interdependence` (which joints hang
+together, and what grouping them costs).
 """
 
 from pose_jax.explain import shapley

@@ -48,6 +48,12 @@ def _explain(config: Any, workdir: str) -> None:
     explain.run(config, workdir)
 
 
+def _compare(config: Any, workdir: str) -> None:
+    from pose_jax.tasks import compare
+
+    compare.run(config, workdir)
+
+
 TASKS: dict[str, Callable[[Any, str], None]] = {
     "convert": _convert,
     "prepare": _prepare,
@@ -56,5 +62,6 @@ TASKS: dict[str, Callable[[Any, str], None]] = {
     "predict": _predict,
     "explain": _explain,
     "sweep": _sweep,
+    "compare": _compare,
 }
 """Name in `config.tasks` -> what it does."""

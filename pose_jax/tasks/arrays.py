@@ -16,6 +16,7 @@ def save_arrays(path, arrays: dict[str, Any]) -> None:
     """An npz that is whole or not there."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / (path.name + ".partial")
     partial.write_bytes(buffer.getvalue())
     partial.replace(path)

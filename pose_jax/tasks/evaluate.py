@@ -12,12 +12,21 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from pose_jax import checkpoint, data, evaluation, geometry, inference, sharding
+from pose_jax import (
+    checkpoint,
+    data,
+    evaluation,
+    geometry,
+    inference,
+    occlusion,
+    sharding,
+)
 from pose_jax.config import UserError, to_plain
 from pose_jax.data.sources import PeopleSource, Source
 from pose_jax.estimator import fit_variables
 from pose_jax.recipe import Recipe, recipe
 from pose_jax.report import drawings
+from pose_jax.tasks.arrays import save_arrays
 from pose_jax.tasks.workdir import data_root
 from pose_jax.writer import (
     ProgressBar,
@@ -85,8 +94,23 @@ def run(config: Any, workdir: str) -> None:
                 mean_pose_of=_mean_pose(config, described, labelled, opened),
             )
         )  # fmt: skip
+    errors = None if detected else _errors(found, source, described)
+    if "occlusion" in section.metrics and errors is not None:
+        swept = occlusion.occlusion_sweep(
+            *described.inference(variables), source,
+            mesh=mesh, batch=batch, flip_test=section.flip_test,
+            counts=section.occlusion,
+        )  # fmt: skip
+        record["occlusion"] = swept.record(section.bootstrap or 1000)
+        errors.update(
+            occluded_count=np.array(swept.counts),
+            occluded_error=swept.error.astype(np.float32),
+            occluded_hidden=swept.hidden,
+        )
     if not is_main_process():
         return
+    if errors is not None:
+        save_arrays(epath.Path(workdir) / "errors" / f"{name}.npz", errors)
     write_json(epath.Path(workdir) / "predictions" / f"{name}.json", rows)
     write_json(epath.Path(workdir) / "predictions.json", rows)
     update_results(workdir, name, record)
@@ -95,6 +119,21 @@ def run(config: Any, workdir: str) -> None:
         path = _overlays(found, source, described, section.overlays, workdir, name)
         say(f"overlays: {path}")
     say(f"results: {epath.Path(workdir) / 'results.json'} ({name})")
+
+
+def _errors(found, source: Source, described: Recipe) -> dict[str, np.ndarray]:
+    """What `compare` reads: distance / longer box side of every joint of every person."""
+    people, true, visible = evaluation.people_arrays(
+        source, found.rows.tolist(), described
+    )
+    longer = np.stack([p.box for p in people])[:, 2:].max(1)
+    error = np.linalg.norm(found.keypoints - true, axis=-1) / longer[:, None]
+    return {
+        "id": np.array([str(p.id) for p in people]),
+        "image_id": np.array([str(p.image_id) for p in people]),
+        "visible": visible,
+        "error": error.astype(np.float32),
+    }
 
 
 def record_name(section: Any, step: int, boxes_sha256: str | None) -> str:
@@ -119,6 +158,8 @@ def show(name: str, record: dict[str, Any], described: Recipe) -> None:
         console.print(table)
     if "pck" in record:
         console.print(_pck_table(record))
+    if "occlusion" in record:
+        console.print(_occlusion_table(record["occlusion"]))
     for key, title in (
         ("pck_torso", "PCK@0.2 torso"),
         ("heatmap_pck_labelled", "heatmap PCK (macro, strict)"),
@@ -154,6 +195,22 @@ def _pck_table(record: dict[str, Any]) -> Table:
             add(part, result[part]["pck"], result[part]["count"])
     if "mean_pose" in record:
         add("mean pose in box (baseline)", record["mean_pose"]["micro"])
+    return table
+
+
+def _occlusion_table(record: dict[str, Any]) -> Table:
+    table = Table(title=f"PCK@{record['threshold']:g} with joints hidden")
+    for title in ("hidden per person", "hidden joints", "95 %", "seen joints", "95 %"):
+        table.add_column(title, justify="right")
+    for row in record["rows"]:
+        cells = [str(row["removed"])]
+        for name in ("hidden", "seen"):
+            if row[name]["pck"] is None:
+                cells += ["-", "-"]
+                continue
+            low, high = row[name]["interval_95"]
+            cells += [f"{row[name]['pck']:.3f}", f"{low:.3f}-{high:.3f}"]
+        table.add_row(*cells)
     return table
 
 

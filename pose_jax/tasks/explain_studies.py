@@ -88,7 +88,7 @@ def study_influence(section, folder, explainer, people, partition) -> Partition 
             np.nan_to_num(measured.normalised, nan=0.0), skeleton.mirrored
         )
         clustering = interdependence.find_clusters(weights)
-        found = partitions.from_indices(
+        found = partitions.from_lists(
             f"found-{section.name}", clustering.clusters, skeleton
         )
         spectral = interdependence.spectral_clusters(weights, len(clustering.clusters))

@@ -37,7 +37,8 @@ output maps, which lie in the clusters "upper half", "lower half", "upper half":
 ((4, 3), 12, True)
 
 Modules: coalitions (rows and weights), sweep and evaluate (the engine), exact, groups, sampled
-(orders, regression), interactions, listed (distinct rows of many games), accumulator, result. Nothing outside is imported.
+(orders, regression), interactions, listed (distinct rows of many games), accumulator, result.
+Nothing outside is imported.
 """
 
 from pose_jax.explain.shapley.accumulator import Accumulator, add, finish, start
@@ -59,7 +60,7 @@ from pose_jax.explain.shapley.sampled import sampled_shapley
 
 __all__ = [
     "Accumulator", "GroupShapleyResult", "ShapleyResult", "add", "all_coalitions",
-    "coalition_table", "evaluate_rows", "exact_shapley", "finish", "group_shapley", "group_values", "grouped_coalitions",
-    "interactions", "reweight", "sampled_shapley", "semivalue", "shapley_values", "start",
-    "union_size",
+    "coalition_table", "evaluate_rows", "exact_shapley", "finish", "group_shapley",
+    "group_values", "grouped_coalitions", "interactions", "reweight", "sampled_shapley",
+    "semivalue", "shapley_values", "start", "union_size",
 ]  # fmt: skip

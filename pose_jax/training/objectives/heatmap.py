@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from pose_jax import heatmaps
 from pose_jax.arrays import Array, Batch, PyTree
-from pose_jax.data.removal import KeypointRemoval, remove_keypoints
+from pose_jax.data.removal import NOTHING, KeypointRemoval, remove_keypoints
 from pose_jax.heatmaps import Codec
 from pose_jax.models.outputs import Outputs
 from pose_jax.pixels import ColourJitter, InputSpec, jitter_colours, normalise
@@ -45,7 +45,7 @@ class HeatmapObjective:
     unlabelled_as_empty: bool = False
     occluded_weight: float = 1.0
     jitter: ColourJitter = ColourJitter()
-    removal: KeypointRemoval = KeypointRemoval()
+    removal: KeypointRemoval = NOTHING
 
     def __post_init__(self):
         if self.loss_name not in LOSSES:
@@ -181,7 +181,7 @@ def make(
     spec: InputSpec,
     codec: Codec,
     jitter: ColourJitter,
-    removal: KeypointRemoval = KeypointRemoval(),
+    removal: KeypointRemoval = NOTHING,
 ):
     """The objective of a config section.
 
