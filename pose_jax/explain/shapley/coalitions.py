@@ -96,19 +96,24 @@ def union_size(sizes: Sequence[int], kind: str = "gsv") -> int:
     return 2**groups + inner if kind == "decoupled" else 2 ** (groups - 1) * (2 + inner)
 
 
-@functools.lru_cache(maxsize=16)
 def grouped_coalitions(
-    clusters: Clusters, kind: str = "gsv"
+    clusters: Sequence[Sequence[int]], kind: str = "gsv"
 ) -> Bool[np.ndarray, "rows n"]:
     """Every coalition that a grouped value needs, each once.
 
     Rows: first the 2^G unions of whole clusters (bit c of the row number = cluster c, so row
     0 is empty and row 2^G - 1 full); then, cluster by cluster, its proper non-empty parts
-    together with every union of other clusters (`decoupled`: with all of them).
+    together with every union of other clusters (`decoupled`: with all of them). The order of
+    the members inside a cluster does not matter.
 
     Raises:
-      ValueError: more than 2**24 rows.
+      ValueError: clusters that are no partition, or more than 2**24 rows.
     """
+    return _grouped_coalitions(check_clusters(clusters), kind)
+
+
+@functools.lru_cache(maxsize=16)
+def _grouped_coalitions(clusters: Clusters, kind: str) -> Bool[np.ndarray, "rows n"]:
     sizes = [len(c) for c in clusters]
     check_count(union_size(sizes, kind), f"clusters of sizes {sizes}")
     member = np.zeros((len(clusters), sum(sizes)), bool)

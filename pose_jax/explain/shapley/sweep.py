@@ -208,7 +208,7 @@ def chunk_rows(jaxpr: Any) -> int:
     64 px); accelerators need far more work per call.
     """
     budget = 2**22 if jax.default_backend() == "cpu" else 2**28
-    return min(max(budget // max(largest_array(jaxpr), 1), 16), 8192)
+    return min(max(budget // max(largest_array(jaxpr), 1), 1), 8192)
 
 
 def largest_array(jaxpr: Any) -> int:
