@@ -6,7 +6,7 @@ import os
 import nbformat
 import pytest
 
-NOTEBOOKS = ["01_train_and_predict.ipynb"]
+NOTEBOOKS = ["01_train_and_predict.ipynb", "02_group_shapley.ipynb"]
 
 
 def test_every_notebook_is_tested(repository):

@@ -8,6 +8,9 @@ together, and what grouping them costs).
 """
 
 from pose_jax.explain import shapley
+from pose_jax.explain.explainer import Explainer
+from pose_jax.explain.explanation import Explanation
+from pose_jax.explain.games import Person, PoseGame
 from pose_jax.explain.shapley import (
     GroupShapleyResult,
     ShapleyResult,
@@ -22,6 +25,7 @@ from pose_jax.explain.shapley import (
 )
 
 __all__ = [
-    "GroupShapleyResult", "ShapleyResult", "exact_shapley", "group_shapley", "group_values",
-    "interactions", "reweight", "sampled_shapley", "semivalue", "shapley", "shapley_values",
+    "Explainer", "Explanation", "GroupShapleyResult", "Person", "PoseGame", "ShapleyResult",
+    "exact_shapley", "group_shapley", "group_values", "interactions", "reweight",
+    "sampled_shapley", "semivalue", "shapley", "shapley_values",
 ]  # fmt: skip

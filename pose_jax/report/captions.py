@@ -117,7 +117,8 @@ def grouping_error(found: Mapping[str, Any]) -> str:
     return (
         "Mean absolute error of grouped values against the exact Shapley values "
         f"({found.get('exact_evaluations', 0):,} forward passes per person), per clustering "
-        "and kind, with 95 % intervals; crosses of the same colour are sampling with as many passes (points of equal "
+        "and kind, with 95 % intervals; crosses of the same colour are sampling "
+        "with as many passes (points of equal "
         "cost are moved apart a little). A grouped "
         "value above the crosses is no cheaper way to the Shapley value: choose it for its "
         "question, about body parts, not as an approximation."

@@ -113,7 +113,7 @@ def _errors(axes, clusterings, field: str) -> None:
     colours = _colours(clusterings)
     for number, (colour, record) in enumerate(zip(colours, clusterings.values())):
         # Clusterings with as many passes would hide each other.
-        shift = 1.045 ** (number - (len(colours) - 1) / 2)
+        shift = 1.03 ** (number - (len(colours) - 1) / 2)
         for kind, found in record.get("kinds", {}).items():
             if field not in found:
                 continue
