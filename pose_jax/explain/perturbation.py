@@ -7,6 +7,8 @@ sizes of the masks are not public; the defaults are those of `regions`.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 from jaxtyping import Bool, Float
@@ -34,7 +36,7 @@ def hidden_scores(
 ) -> tuple[Float[np.ndarray, "m k"], Float[np.ndarray, "m n r k"]]:
     """Scores of the clean crops and with each of `masks` boxes at every joint.
 
-    Joints without a place are not evaluated: NaN. All people see boxes of the same sizes.
+    Joints without a place are not evaluated: NaN.
 
     Args:
       centres: joints, crop pixels.
@@ -49,19 +51,19 @@ def hidden_scores(
     centres, present = np.asarray(centres, np.float32), np.asarray(present)
     count, joints = present.shape
     size = people.image.shape[1], people.image.shape[2]
-    keys = jax.random.split(key, joints * masks)
-    halves = np.asarray(
-        jax.vmap(
-            lambda k: regions.random_half_sides(size, area=area, aspect=aspect, key=k)
-        )(keys)
-    ).reshape(joints, masks, 2)
+    # Each person and joint sees boxes of its own: with shared ones a joint that drew small
+    # boxes would seem to matter less.
+    draw = functools.partial(regions.random_half_sides, size, area=area, aspect=aspect)
+    keys = jax.random.split(key, (count, joints, masks))
+    halves = np.asarray(jax.vmap(lambda k: draw(key=k))(keys.reshape(-1)))
+    halves = halves.reshape(count, joints, masks, 2)
     person, joint = np.nonzero(present)
     middle = np.repeat(centres[person, joint], masks, axis=0)
     # A box of no size hides nothing: the clean score, in the same batch.
     box = (
         np.concatenate([np.zeros((count, 2), np.float32), middle]),
         np.concatenate(
-            [np.zeros((count, 2), np.float32), halves[joint].reshape(-1, 2)]
+            [np.zeros((count, 2), np.float32), halves[person, joint].reshape(-1, 2)]
         ),
     )
     owner = np.concatenate([np.arange(count), np.repeat(person, masks)])

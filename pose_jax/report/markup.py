@@ -46,7 +46,9 @@ def paragraph(words: str, kind: str = "") -> str:
 def details(summary: str, body: str, *, opened: bool = False) -> str:
     """Markup behind a click."""
     state = " open" if opened else ""
-    return f"<details{state}><summary>{html.escape(summary)}</summary>\n{body}</details>\n"
+    return (
+        f"<details{state}><summary>{html.escape(summary)}</summary>\n{body}</details>\n"
+    )
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], name: str) -> str:
@@ -69,10 +71,17 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], name: str) -> 
     )
 
 
+def folded(headings: Sequence[str], rows: Sequence[Sequence[str]], name: str) -> str:
+    """A table behind a click."""
+    return details(name, table(headings, rows, name))
+
+
 def nested(value: Any, name: str) -> str:
     """Any JSON as tables: records of records side by side, the rest line by line."""
     if isinstance(value, Mapping) and value:
-        if all(isinstance(v, Mapping) and v and not _estimate(v) for v in value.values()):
+        if all(
+            isinstance(v, Mapping) and v and not _estimate(v) for v in value.values()
+        ):
             return _matrix(list(value.items()), name)
         plain = {k: v for k, v in value.items() if _flat(v)}
         parts = []

@@ -9,7 +9,15 @@ from typing import Any
 from etils import epath
 
 from pose_jax.report import markup, page_explanations
-from pose_jax.report.markup import Pictures, details, interval, paragraph, table, text
+from pose_jax.report.markup import (
+    Pictures,
+    details,
+    folded,
+    interval,
+    paragraph,
+    table,
+    text,
+)
 from pose_jax.report.style import STYLE
 from pose_jax.writer import read_json
 
@@ -44,7 +52,9 @@ def build(workdir: Any, title: str = "") -> str:
             f"{workdir} holds nothing to report; run a task there first, for example train"
         )
     title = title or workdir.name or str(workdir)
-    links = "".join(f'<li><a href="#{a}">{html.escape(h)}</a></li>' for a, h, _ in parts)
+    links = "".join(
+        f'<li><a href="#{a}">{html.escape(h)}</a></li>' for a, h, _ in parts
+    )
     body = "".join(
         f'<section id="{anchor}" aria-labelledby="{anchor}-title">\n'
         f'<h2 id="{anchor}-title">{html.escape(heading)}</h2>\n{content}</section>\n'
@@ -93,15 +103,18 @@ def _run(workdir) -> str:
             ["revision", text(last.get("git"))],
         ]
         parts.append(table(("", "latest command"), rows, "Latest command"))
-        rows = [[text(r.get("time")), f"<code>{text(r.get('command'))}</code>"] for r in runs]  # fmt: skip
-        parts.append(details(f"All {len(runs)} commands", table(("time", "command"), rows, "Commands")))  # fmt: skip
+        rows = [
+            [text(r.get("time")), f"<code>{text(r.get('command'))}</code>"]
+            for r in runs
+        ]
+        parts.append(folded(("time", "command"), rows, f"All {len(runs)} commands"))
     rows = [
         [text(name), markup.inline(_shortened(config[name]))]
         for name in _HIGHLIGHTS
         if config.get(name) not in (None, "", {})
     ]
     if rows:
-        parts.append(details("Configuration", table(("section", "values"), rows, "Configuration")))  # fmt: skip
+        parts.append(folded(("section", "values"), rows, "Configuration"))
     return "".join(parts)
 
 
@@ -154,13 +167,15 @@ def _record(record: Mapping[str, Any]) -> str:
         elif key == "ap" and isinstance(value, Mapping):
             numbers = {k: v for k, v in value.items() if isinstance(v, float)}
             shown = numbers or value
-            parts.append(table(list(shown), [[markup.inline(v) for v in shown.values()]], "COCO keypoint AP"))  # fmt: skip
+            cells = [[markup.inline(v) for v in shown.values()]]
+            parts.append(table(list(shown), cells, "COCO keypoint AP"))
             rest |= {k: v for k, v in value.items() if k not in numbers and v}
         else:
             rest[key] = value
     rest = {k: v for k, v in rest.items() if v not in (None, "", {}, [])}
     if rest:
-        parts.append(details("Everything else in this record", markup.nested(rest, "Record")))  # fmt: skip
+        tables = markup.nested(rest, "Record")
+        parts.append(details("Everything else in this record", tables))
     return "".join(parts)
 
 
@@ -193,7 +208,7 @@ def _pck(found: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     if rows:
         heads = ["joint", "labels", *(f"@{limit:g}" for limit in limits)]
-        parts.append(details(f"{name} per joint", table(heads, rows, f"{name} per joint")))  # fmt: skip
+        parts.append(folded(heads, rows, f"{name} per joint"))
     return "".join(parts)
 
 
@@ -217,7 +232,8 @@ def _overlays(workdir, pictures: Pictures) -> str:
         "middle purple; the fainter, the lower the score. A sample, not chosen by quality."
     )
     return "".join(
-        pictures.figure(p, f"{p.stem}. {caption}", f"Overlays of {p.stem}") for p in paths
+        pictures.figure(p, f"{p.stem}. {caption}", f"Overlays of {p.stem}")
+        for p in paths
     )
 
 

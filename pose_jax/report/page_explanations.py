@@ -41,13 +41,15 @@ def _folder(folder, record: Mapping[str, Any], pictures: Pictures) -> str:
     parts.append(paragraph(f"Protocol: {record.get('protocol', '–')}", "protocol"))
     parts.append(_quality(record))
     kind = captions.KINDS.get(record.get("kind", ""), "")
-    parts.append(paragraph(f"{kind}. {captions.UNSTACKED}" if kind else captions.UNSTACKED, "note"))  # fmt: skip
+    note = f"{kind}. {captions.UNSTACKED}" if kind else captions.UNSTACKED
+    parts.append(paragraph(note, "note"))
     parts.append(_removals(read_json(folder / "removals.json", {})))
     groups: dict[str, list[str]] = {}
     for entry in explanations.read_index(folder):
         path = folder / "figures" / str(entry.get("file"))
         if path.exists():
-            groups.setdefault(entry.get("group", ""), []).append(_figure(path, entry, pictures))  # fmt: skip
+            group = groups.setdefault(entry.get("group", ""), [])
+            group.append(_figure(path, entry, pictures))
     parts += groups.pop("", [])
     for number, (name, figures) in enumerate(groups.items()):
         parts.append(details(name, "".join(figures), opened=number == 0))
@@ -93,7 +95,7 @@ def _joints(record: Mapping[str, Any], quality: Mapping[str, Any]) -> str:
         for joint, pck, m, a, b in zip(joints, *columns)
     ]  # fmt: skip
     heads = ("joint", "PCK@0.1", "v(all) − v(∅), 95 % interval")
-    return details("Quality and gap per joint", table(heads, rows, "Quality per joint"))
+    return markup.folded(heads, rows, "Quality and gap per joint")
 
 
 def _removals(found: Mapping[str, Any]) -> str:
@@ -107,10 +109,12 @@ def _removals(found: Mapping[str, Any]) -> str:
         agrees = tau is not None and tau >= captions.AGREE
         low += [] if agrees else [name]
         verdict = "agree" if agrees else f"disagree (below {captions.AGREE})"
-        rows.append([text(name), markup.inline(record), text(record.get("people")), verdict])  # fmt: skip
+        people = text(record.get("people"))
+        rows.append([text(name), markup.inline(record), people, verdict])
     heads = ("other fill", "Kendall's tau, 95 % interval", "people", "")
     removal = str(found.get("removal"))
-    parts = [table(heads, rows, f"Do explanations with the fill {removal} survive another?")]  # fmt: skip
+    name = f"Do explanations with the fill {removal} survive another?"
+    parts = [table(heads, rows, name)]
     if low:
         parts.append(paragraph(
             f"Flagged: the ranking of players depends on the fill ({removal} against "

@@ -54,6 +54,12 @@ def _compare(config: Any, workdir: str) -> None:
     compare.run(config, workdir)
 
 
+def _report(config: Any, workdir: str) -> None:
+    from pose_jax.tasks import report
+
+    report.run(config, workdir)
+
+
 TASKS: dict[str, Callable[[Any, str], None]] = {
     "convert": _convert,
     "prepare": _prepare,
@@ -63,5 +69,6 @@ TASKS: dict[str, Callable[[Any, str], None]] = {
     "explain": _explain,
     "sweep": _sweep,
     "compare": _compare,
+    "report": _report,
 }
 """Name in `config.tasks` -> what it does."""

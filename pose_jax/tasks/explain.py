@@ -17,7 +17,7 @@ from etils import epath
 from pose_jax import checkpoint, sharding
 from pose_jax.config import UserError, to_plain
 from pose_jax.estimator import fit_variables
-from pose_jax.explain import games
+from pose_jax.explain import games, shapley
 from pose_jax.explain.explainer import Explainer
 from pose_jax.explain.explanation import ARRAYS, PICTURES, stack
 from pose_jax.intervals import mean_interval
@@ -63,7 +63,7 @@ def run(config: Any, workdir: str) -> None:
     _barrier()
     if not is_main_process():
         return
-    arrays = _merge(folder, count, people)
+    arrays = _merge(folder, count, people, explainer)
     record = summarise(arrays, explainer, people, partition, described, step)
     write_json(folder / "explanations.json", record)
     say(
@@ -156,16 +156,28 @@ def _barrier() -> None:
     sharding.any_over_processes(np.array(True))
 
 
-def _merge(folder, count: int, people: People) -> dict[str, np.ndarray]:
+def _merge(
+    folder, count: int, people: People, explainer: Explainer
+) -> dict[str, np.ndarray]:
     parts = [load_arrays(folder / f"part-{n:04d}.npz") for n in range(count)]
     merged = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
     pictures = {k: merged.pop(k) for k in list(merged) if k.startswith("picture_")}
     merged["id"] = np.array([s.id for s in people.subjects])
     merged["image_id"] = np.array(people.groups)
+    merged["coalitions"] = _coalitions(
+        explainer
+    )  # Rows of `table`, alike for all people.
     save_arrays(folder / "explanations.npz", merged)
     names = {k.removeprefix("picture_"): v for k, v in pictures.items()}
     save_arrays(folder / "pictures.npz", names)
     return merged
+
+
+def _coalitions(explainer: Explainer) -> np.ndarray:
+    """`[c, n]` who is seen in every row of the tables."""
+    if explainer.method == "shapley":
+        return shapley.all_coalitions(explainer.players.count)
+    return explainer.players.coalitions
 
 
 def summarise(

@@ -53,13 +53,16 @@ def study_influence(section, folder, explainer, people, partition) -> Partition 
     recipe = explainer.recipe
     # Thresholded similarity to the labels, or to the model's own clean answer.
     game = BoxGame(recipe.module, recipe.spec, recipe.codec, "thresholded")
+    scored = explainer.with_score("thresholded")
+    first_key = jax.random.key(0)
 
-    def part(crops: Crops) -> dict[str, np.ndarray]:
-        persons, seen = explainer.with_score("thresholded").people(crops)
+    def part(crops: Crops, numbers: list[int]) -> dict[str, np.ndarray]:
+        persons, seen = scored.people(crops)
         clean, masked = hidden_scores(
             game, explainer.variables, persons, seen["centres"], seen["present"],
             masks=section.masks, chunk_size=section.chunk or None,
-            room=min(section.batch, len(people)), key=jax.random.key(0),
+            room=min(section.batch, len(people)),
+            key=jax.random.fold_in(first_key, numbers[0]),
         )  # fmt: skip
         drop = interdependence.influence(clean, masked, seen["present"], seen["valid"])
         return {"influence": drop.astype(np.float32), "clean": clean}
@@ -130,7 +133,7 @@ def study_grouping(section, folder, explainer, people, partition, found) -> None
     game = explainer.game(people.labelled)
     every = shapley.all_coalitions(players.count)
 
-    def part(crops: Crops) -> dict[str, np.ndarray]:
+    def part(crops: Crops, numbers: list[int]) -> dict[str, np.ndarray]:
         persons, seen = explainer.people(crops)
         null = games.null_players(np.asarray(persons.owners), players.count)
         table, _ = shapley.coalition_table(
@@ -195,7 +198,9 @@ def study_removals(section, folder, explainer, people) -> None:
             continue
         other = explainer.with_removal(name)
 
-        def part(crops: Crops, other=other) -> dict[str, np.ndarray]:
+        def part(
+            crops: Crops, numbers: list[int], other=other
+        ) -> dict[str, np.ndarray]:
             first, second = explainer(crops), other(crops)
             taus = [_agreement(a, b) for a, b in zip(first, second)]
             return {"tau": np.array(taus, np.float32)}
@@ -252,7 +257,7 @@ def _in_parts(
     stem,
     people: People,
     section: Any,
-    function: Callable[[Crops], Mapping[str, np.ndarray]],
+    function: Callable[[Crops, list[int]], Mapping[str, np.ndarray]],
     asked: Mapping[str, Any],
     title: str,
     *,
@@ -277,8 +282,9 @@ def _in_parts(
         for start in range(0, len(numbers), batch):
             path = stem / f"part-{start // batch:04d}.npz"
             if not path.exists():
-                crops = people.crops(numbers[start : start + batch], other=other)
-                save_arrays(path, dict(function(crops)))
+                some = numbers[start : start + batch]
+                crops = people.crops(some, other=other)
+                save_arrays(path, dict(function(crops, some)))
             parts.append(load_arrays(path))
             bar.update(min(start + batch, len(numbers)))
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
