@@ -193,8 +193,8 @@ class Estimator:
             boxes each, as in `predict`; a list gives a list per picture.
           method: `group_shapley`, or `shapley` (all keypoints as players, at most 16).
           kind: `gsv`, `owen` or `decoupled`.
-          clusters: name of a partition (`partitions.PARTITIONS`; default `limbs-v1`), or
-            lists of keypoint names or numbers.
+          clusters: name of a partition (`partitions.PARTITIONS`; default `limbs-v1`), a
+            `Partition`, or lists of keypoint names or numbers.
           score: a name of `explain.scores.SCORES`; default `value` (the map at the model's own
             answer), with labels `similarity`.
           removal: what hidden pixels show, a name of `explain.games.REMOVALS`.
@@ -215,7 +215,9 @@ class Estimator:
                 f"method {method!r} looks at the picture; tap has no meaning"
             )
         described, variables = self.inference
-        if isinstance(clusters, str) or clusters is None:
+        if isinstance(clusters, partitions.Partition):
+            partition = clusters
+        elif isinstance(clusters, str) or clusters is None:
             partition = partitions.get(clusters or "limbs-v1", self.skeleton)
         else:
             partition = partitions.from_lists("custom", clusters, self.skeleton)

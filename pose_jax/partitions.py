@@ -15,7 +15,7 @@ The names carry a version: a result that names `limbs-v1` means the same cluster
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,28 +69,36 @@ def get(name: str, skeleton: Skeleton) -> Partition:
     """
     if name not in PARTITIONS:
         raise ValueError(
-            f"partition {name!r} is unknown; use {', '.join(PARTITIONS)}, or the path of a "
-            "clusters file"
+            f"partition {name!r} is unknown; use one of {', '.join(PARTITIONS)}"
         )
-    groups = PARTITIONS[name](skeleton)
-    return _build(
-        name, {n: members for n, members in groups.items() if members}, skeleton
-    )
+    groups = PARTITIONS[name](skeleton).items()
+    return _build(name, [(n, members) for n, members in groups if members], skeleton)
 
 
-def from_record(record: Mapping[str, Any], skeleton: Skeleton) -> Partition:
+def from_record(record: Any, skeleton: Skeleton) -> Partition:
     """A partition from its JSON form.
 
     Raises:
       ValueError: the record has no clusters, or they do not hold every keypoint once.
     """
-    clusters = record.get("clusters")
-    if not isinstance(clusters, Mapping) or not clusters:
+    clusters = record.get("clusters") if isinstance(record, Mapping) else None
+    if (
+        not isinstance(clusters, Mapping)
+        or not clusters
+        or not all(_words(members) for members in clusters.values())
+    ):
         raise ValueError(
-            'a clusters file holds {"name": ..., "clusters": {cluster: [keypoints]}}'
+            'a clusters file holds {"name": ..., "clusters": {cluster: [keypoint names]}}'
         )
-    groups = {str(name): list(members) for name, members in clusters.items()}
+    groups = [(str(name), list(members)) for name, members in clusters.items()]
     return _build(str(record.get("name", "custom")), groups, skeleton)
+
+
+def _words(members: Any) -> bool:
+    """Whether it is a list of names."""
+    return isinstance(members, list | tuple) and all(
+        isinstance(k, str) for k in members
+    )
 
 
 def from_lists(name: str, clusters: Any, skeleton: Skeleton) -> Partition:
@@ -98,15 +106,30 @@ def from_lists(name: str, clusters: Any, skeleton: Skeleton) -> Partition:
     first keypoints.
 
     Raises:
-      ValueError: they do not hold every keypoint once.
+      ValueError: no lists of keypoints, or they do not hold every keypoint once.
     """
-    groups = {}
+    if isinstance(clusters, str | Mapping) or not all(
+        isinstance(members, Sequence | np.ndarray) and not isinstance(members, str)
+        for members in clusters
+    ):
+        raise ValueError(
+            "clusters are lists of keypoint names or numbers: [[0, 1], [2, 3, 4], ...]"
+        )
+    groups = []
     for members in clusters:
-        words = [
-            i if isinstance(i, str) else skeleton.keypoints[int(i)] for i in members
-        ]
-        groups["+".join(words[:2]) + ("+..." if len(words) > 2 else "")] = words
+        words = [i if isinstance(i, str) else _name_of(i, skeleton) for i in members]
+        title = "+".join(words[:2]) + ("+..." if len(words) > 2 else "")
+        groups.append((title, words))
     return _build(name, groups, skeleton)
+
+
+def _name_of(number: Any, skeleton: Skeleton) -> str:
+    if not 0 <= int(number) < skeleton.num_keypoints:
+        raise ValueError(
+            f"skeleton {skeleton.name!r} has no keypoint {int(number)}; numbers go from 0 "
+            f"to {skeleton.num_keypoints - 1}"
+        )
+    return skeleton.keypoints[int(number)]
 
 
 def shuffled(partition: Partition, seed: int) -> Partition:
@@ -120,8 +143,12 @@ def shuffled(partition: Partition, seed: int) -> Partition:
     )
 
 
-def _build(name: str, groups: _Groups, skeleton: Skeleton) -> Partition:
-    members = [k for words in groups.values() for k in words]
+def _build(
+    name: str, groups: Sequence[tuple[str, list[str]]], skeleton: Skeleton
+) -> Partition:
+    members = [k for _, words in groups for k in words]
+    if empty := [title for title, words in groups if not words]:
+        raise ValueError(f"partition {name!r} has an empty cluster {empty[0]!r}")
     missing = [k for k in skeleton.keypoints if k not in members]
     surplus = [k for k in members if k not in skeleton.keypoints]
     twice = sorted({k for k in members if members.count(k) > 1})
@@ -130,10 +157,9 @@ def _build(name: str, groups: _Groups, skeleton: Skeleton) -> Partition:
             f"partition {name!r} does not fit skeleton {skeleton.name!r}: missing {missing}, "
             f"unknown {surplus}, twice {twice}"
         )
-    indices = tuple(
-        tuple(skeleton.index(k) for k in words) for words in groups.values()
-    )
-    return Partition(name, tuple(groups), indices, skeleton.name)
+    indices = tuple(tuple(skeleton.index(k) for k in words) for _, words in groups)
+    titles = tuple(title for title, _ in groups)
+    return Partition(name, titles, indices, skeleton.name)
 
 
 def _limbs(skeleton: Skeleton) -> _Groups:

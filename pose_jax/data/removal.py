@@ -22,7 +22,6 @@ With the same key all kinds draw the same box, so that arms of a study differ in
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -75,11 +74,17 @@ class KeypointRemoval:
             )
         if not 0 <= self.probability <= 1:
             raise ValueError("data.train.removal.probability lies between 0 and 1")
-        for name, (low, high) in (("area", self.area), ("aspect", self.aspect)):
-            if not (0 < low <= high and math.isfinite(high)):
+        for name, ends, most in (
+            ("area", self.area, 1.0),
+            ("aspect", self.aspect, 1e6),
+        ):
+            if len(ends) != 2 or not (0 < ends[0] <= ends[1] <= most):
                 raise ValueError(
-                    f"data.train.removal.{name} is a range (low, high) above 0"
+                    f"data.train.removal.{name}={ends} is no range (low, high) above 0"
+                    + (" and up to 1" if name == "area" else "")
                 )
+        if not self.jitter_px >= 0:
+            raise ValueError("data.train.removal.jitter_px is 0 or more")
         if self.active and not self.clusters:
             raise ValueError(f"keypoint removal {self.kind!r} needs clusters")
         if (self.kind == "gkr_value_weighted") != bool(self.weights):

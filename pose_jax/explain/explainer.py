@@ -36,7 +36,8 @@ class Crops(NamedTuple):
 
     Attributes:
       images: crops. matrices: image -> crop. boxes: xywh, image pixels.
-      keypoints: `[m, k, 2]` labels in crop pixels, or None. visible: `[m, k]`, or None.
+      keypoints: `[m, k, 2]` labels in crop pixels, or None. visible: `[m, k]`; None: all are
+        labelled.
       areas: `[m]` of the people, square image pixels; None: 0.53 of the box.
       others: `[m, h, w, 3]` crops of other people, for `removal='other'`.
       masks: `[m, n, h, w]` for players that are masks.
@@ -124,7 +125,6 @@ class Explainer:
         )  # fmt: skip
         self._chunk, self._sharding = chunk_size, sharding
         self._key = jax.random.key(0) if key is None else key
-        self._clean = jax.jit(lambda v, x: games.clean_answers(recipe, v, x)[:2])
 
     def with_removal(self, removal: str) -> Explainer:
         """The same question with another fill."""
@@ -177,17 +177,17 @@ class Explainer:
         labelled = crops.keypoints is not None
         _, reference = self.asks(labelled)
         images = np.asarray(crops.images, np.float32)
-        points, peaks = map(
-            np.asarray, self._clean(self.variables, jnp.asarray(images))
-        )
+        answer = games.clean_program(self.game(labelled))
+        points, peaks = map(np.asarray, answer(self.variables, jnp.asarray(images)))
         if not np.isfinite(points).all() or not np.isfinite(peaks).all():
             raise ValueError("the prediction is not finite: the weights hold NaN")
         step = heatmaps.stride(codec, size, self._map_size())
         predicted = points * step
         valid = np.ones(points.shape[:2], bool)
         centres = labels = predicted
-        if crops.keypoints is not None and crops.visible is not None:
-            valid = np.asarray(crops.visible) > 0
+        if crops.keypoints is not None:
+            if crops.visible is not None:
+                valid = np.asarray(crops.visible) > 0
             # Files hold anything where there is no label.
             labels = np.where(valid[..., None], crops.keypoints, 0.0)
             if self.centres_of(True) == "labels":

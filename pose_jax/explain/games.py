@@ -14,7 +14,8 @@ the empty coalition is that of the context, not zero.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -31,7 +32,6 @@ from pose_jax.explain.shapley import GroupShapleyResult
 from pose_jax.heatmaps import Codec
 from pose_jax.partitions import Partition
 from pose_jax.pixels import InputSpec, normalise
-from pose_jax.recipe import Recipe
 from pose_jax.skeletons import Skeleton
 
 PLAYERS = ("disc", "box", "limbs", "masks")
@@ -375,17 +375,15 @@ def conditional(
     return dataclasses.replace(found, player_values=None)
 
 
-def clean_answers(
-    recipe: Recipe, variables: PyTree, images: Float[Array, "m h w 3"]
-) -> tuple[Float[Array, "m k 2"], Float[Array, "m k"], tuple[int, int]]:
-    """The model's own answer on untouched crops: heatmap pixels, peaks, map size."""
+@functools.lru_cache(maxsize=16)
+def clean_program(game: PoseGame) -> Callable[..., tuple[Array, Array]]:
+    """Compiled (variables, images `[m, h, w, 3]`) -> the model's own answer on untouched crops:
+    keypoints `[m, k, 2]` in heatmap pixels and the heights of their peaks `[m, k]`."""
 
-    def one(image):
-        outputs: Any = recipe.module.apply(
-            variables, normalise(image[None], recipe.spec)
-        )
-        maps = heatmaps.activate(outputs.heatmaps[-1, 0], recipe.codec)
-        return heatmaps.locate(maps, recipe.codec), maps.max((0, 1)), maps
+    def one(variables, image):
+        pixels = normalise(image[None], game.spec)
+        outputs: Any = game.module.apply(variables, pixels)
+        maps = heatmaps.activate(outputs.heatmaps[-1, 0], game.codec)
+        return heatmaps.locate(maps, game.codec), maps.max((0, 1))
 
-    points, peaks, maps = jax.vmap(one)(images)
-    return points, peaks, (maps.shape[1], maps.shape[2])
+    return jax.jit(jax.vmap(one, (None, 0)))

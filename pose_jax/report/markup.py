@@ -58,7 +58,9 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], name: str) -> 
       headings: plain text, one per column. rows: markup per cell, already escaped.
       name: what the table holds, for its caption.
     """
-    head = "".join(f'<th scope="col">{html.escape(h)}</th>' for h in headings)
+    head = "".join(
+        f'<th scope="col">{html.escape(h)}</th>' if h else "<td></td>" for h in headings
+    )
     lines = []
     for row in rows:
         cells = "".join(f"<td>{cell}</td>" for cell in row[1:])
@@ -71,38 +73,56 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], name: str) -> 
     )
 
 
+def facts(rows: Sequence[Sequence[str]], name: str) -> str:
+    """Names and values, wrapped to the width of the page; cells are markup."""
+    lines = "".join(f'<tr><th scope="row">{k}</th><td>{v}</td></tr>\n' for k, v in rows)
+    caption = f"<caption>{html.escape(name)}</caption>\n" if name else ""
+    return f'<table class="facts">{caption}<tbody>\n{lines}</tbody></table>\n'
+
+
 def folded(headings: Sequence[str], rows: Sequence[Sequence[str]], name: str) -> str:
     """A table behind a click."""
     return details(name, table(headings, rows, name))
 
 
 def nested(value: Any, name: str) -> str:
-    """Any JSON as tables: records of records side by side, the rest line by line."""
+    """Any JSON as tables: flat records side by side, the rest line by line."""
     if isinstance(value, Mapping) and value:
-        if all(
-            isinstance(v, Mapping) and v and not _estimate(v) for v in value.values()
-        ):
-            return _matrix(list(value.items()), name)
-        plain = {k: v for k, v in value.items() if _flat(v)}
-        parts = []
-        if plain:
-            rows = [[text(k), inline(v)] for k, v in plain.items()]
-            parts.append(table(("", "value"), rows, name))
+        if all(_record(inner) for inner in value.values()):
+            return _matrix([(str(k), v) for k, v in value.items()], name)
+        plain = [[text(k), inline(v)] for k, v in value.items() if _flat(v)]
+        parts = [facts(plain, name)] if plain else []
         for key, inner in value.items():
-            if key not in plain:
+            if not _flat(inner):
                 parts.append(nested(inner, f"{name}: {key}" if name else str(key)))
         return "".join(parts)
-    if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+    if isinstance(value, list) and value and all(map(_record, value)):
         return _matrix([(str(n), v) for n, v in enumerate(value, 1)], name)
     return f"<p>{html.escape(name)}: {inline(value)}</p>\n"
+
+
+def crossed(value: Any, name: str) -> str:
+    """A record of records as one table, outer names across and inner ones down."""
+    if not all(isinstance(v, Mapping) and v for v in value.values()):
+        return nested(value, name)
+    inner = dict.fromkeys(str(key) for record in value.values() for key in record)
+    turned = {
+        key: {str(k): v[key] for k, v in value.items() if key in v} for key in inner
+    }
+    return _matrix(list(turned.items()), name)
 
 
 def inline(value: Any) -> str:
     """Any JSON inside a table cell."""
     if isinstance(value, Mapping):
-        if _estimate(value):
-            mean = value.get("mean", value.get("estimate"))
-            return f"{text(mean)} {_interval(value.get('low'), value.get('high'))}"
+        if (mean := _estimate(value)) is not None:
+            parts = [text(value[mean])]
+            if {"low", "high"} <= set(value):
+                parts.append(_interval(value["low"], value["high"]))
+            if "smallest_effect" in value:
+                effect = text(value["smallest_effect"])
+                parts.append(f"<br>smallest effect {effect}")
+            return " ".join(parts)
         return "<br>".join(f"{text(k)}: {inline(v)}" for k, v in value.items()) or "–"
     if isinstance(value, list | tuple):
         joined = ", ".join(inline(v) for v in value) or "–"
@@ -110,6 +130,13 @@ def inline(value: Any) -> str:
             return details(f"{len(value)} entries", f"<p>{joined}</p>")
         return joined
     return text(value)
+
+
+def at(tree: Any, *keys: str) -> Mapping[str, Any]:
+    """The record at a path of keys; an empty one where there is none."""
+    for key in keys:
+        tree = tree.get(key, {}) if isinstance(tree, Mapping) else {}
+    return tree if isinstance(tree, Mapping) else {}
 
 
 def interval(ends: Any) -> str:
@@ -121,13 +148,26 @@ def _interval(low: Any, high: Any) -> str:
     return f'<span class="interval">[{text(low)}, {text(high)}]</span>'
 
 
-def _estimate(value: Mapping[str, Any]) -> bool:
-    return {"low", "high"} <= set(value) and bool({"mean", "estimate"} & set(value))
+def _estimate(value: Mapping[str, Any]) -> str | None:
+    """The key of the number where the record is one of a mean; its seeds stay in the file."""
+    keys = {"mean", "estimate"} & set(value)
+    return keys.pop() if len(keys) == 1 else None
+
+
+def _record(value: Any) -> bool:
+    """Whether it is a row of a table."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and _estimate(value) is None
+        and all(map(_flat, value.values()))
+    )
 
 
 def _flat(value: Any) -> bool:
+    """Whether it fits into a cell."""
     if isinstance(value, Mapping):
-        return not value or _estimate(value)
+        return not value or _estimate(value) is not None
     if isinstance(value, list):
         return not any(isinstance(v, Mapping) for v in value)
     return True
@@ -147,10 +187,11 @@ class Pictures:
 
     Attributes:
       left: bytes that may still be spent.
+      count: pictures so far.
     """
 
     def __init__(self, budget: int = 8_000_000):
-        self.left = budget
+        self.left, self.count = budget, 0
 
     def figure(self, path: Any, caption: str, alt: str) -> str:
         """A figure with its caption; only its name when the page would grow too large."""
@@ -162,8 +203,15 @@ class Pictures:
             return f"<figure>{paragraph(missing, 'flag')}{said}</figure>\n"
         self.left -= len(code)
         source = f"data:image/{kind};base64,{code}"
+        self.count += 1
+        name = f"picture-{self.count}"
+        # A switch without a script: small screens show the picture small, or let it scroll.
+        switch = (
+            f'<input type="checkbox" class="enlarge" id="{name}">'
+            f'<label for="{name}">full size</label>'
+        )
         picture = f'<img src="{source}" alt="{html.escape(alt)}">'
-        return f"<figure>{picture}{said}</figure>\n"
+        return f'<figure>{switch}<div class="scroll">{picture}</div>{said}</figure>\n'
 
 
 def compress(data: bytes) -> tuple[str, bytes]:

@@ -8,16 +8,8 @@ from typing import Any
 
 from etils import epath
 
-from pose_jax.report import markup, page_explanations
-from pose_jax.report.markup import (
-    Pictures,
-    details,
-    folded,
-    interval,
-    paragraph,
-    table,
-    text,
-)
+from pose_jax.report import markup, page_explanations, page_results
+from pose_jax.report.markup import Pictures, at, details, facts, folded, paragraph, text
 from pose_jax.report.style import STYLE
 from pose_jax.writer import read_json
 
@@ -40,8 +32,8 @@ def build(workdir: Any, title: str = "") -> str:
     parts = [
         ("run", "What was run", _run(workdir)),
         ("curve", "Learning curve", _curve(workdir, pictures)),
-        ("results", "Results", _results(workdir)),
-        ("comparison", "Comparison of arms", _comparison(workdir)),
+        ("results", "Results", page_results.results(workdir)),
+        ("comparison", "Comparison of arms", page_results.comparison(workdir)),
         ("explanations", "Explanations", page_explanations.section(workdir, pictures)),
         ("overlays", "Predictions on evaluation pictures", _overlays(workdir, pictures)),
         ("predictions", "Predictions", _sheets(workdir, pictures)),
@@ -72,7 +64,7 @@ def build(workdir: Any, title: str = "") -> str:
 
 def _subtitle(workdir) -> str:
     config = read_json(workdir / "config.json", {})
-    model, data = config.get("model", {}), _at(config, "data", "train", "source")
+    model, data = config.get("model", {}), at(config, "data", "train", "source")
     said = [
         str(model["name"]) if "name" in model else "",
         f"trained on {data.get('path') or data['name']}" if data.get("name") else "",
@@ -82,18 +74,12 @@ def _subtitle(workdir) -> str:
     return paragraph(line, "subtitle") if line else ""
 
 
-def _at(tree: Any, *keys: str) -> Mapping[str, Any]:
-    for key in keys:
-        tree = tree.get(key, {}) if isinstance(tree, Mapping) else {}
-    return tree if isinstance(tree, Mapping) else {}
-
-
 def _run(workdir) -> str:
     config = read_json(workdir / "config.json", {})
-    runs = _at({"m": read_json(workdir / "manifest.json", {})}, "m").get("runs") or []
+    runs = at({"m": read_json(workdir / "manifest.json", {})}, "m").get("runs") or []
     parts = []
     if runs:
-        last, packages = runs[-1], _at(runs[-1], "packages")
+        last, packages = runs[-1], at(runs[-1], "packages")
         rows = [
             ["command", f"<code>{text(last.get('command'))}</code>"],
             ["time", text(last.get("time"))],
@@ -102,7 +88,7 @@ def _run(workdir) -> str:
             ["devices", _devices(last)],
             ["revision", text(last.get("git"))],
         ]
-        parts.append(table(("", "latest command"), rows, "Latest command"))
+        parts.append(facts(rows, "Latest command"))
         rows = [
             [text(r.get("time")), f"<code>{text(r.get('command'))}</code>"]
             for r in runs
@@ -114,7 +100,7 @@ def _run(workdir) -> str:
         if config.get(name) not in (None, "", {})
     ]
     if rows:
-        parts.append(folded(("section", "values"), rows, "Configuration"))
+        parts.append(details("Configuration", facts(rows, "")))
     return "".join(parts)
 
 
@@ -143,85 +129,6 @@ def _curve(workdir, pictures: Pictures) -> str:
         "split, which is not the split of the results.",
         "Loss and evaluation metric against the training step",
     )
-
-
-def _results(workdir) -> str:
-    results = read_json(workdir / "results.json", {})
-    parts = []
-    for name, record in results.items():
-        parts.append(f'<h3 id="result-{markup.slug(name)}">{html.escape(name)}</h3>\n')
-        parts.append(_record(record) if isinstance(record, Mapping) else "")
-    return "".join(parts)
-
-
-def _record(record: Mapping[str, Any]) -> str:
-    parts, rest = [], {}
-    if record.get("protocol"):
-        parts.append(paragraph(f"Protocol: {record['protocol']}", "protocol"))
-    base = _at(record, "mean_pose")
-    for key, value in record.items():
-        if key in ("protocol", "mean_pose"):
-            continue
-        if isinstance(value, Mapping) and "thresholds" in value:
-            parts.append(_pck(value, base if key == "pck" else {}))
-        elif key == "ap" and isinstance(value, Mapping):
-            numbers = {k: v for k, v in value.items() if isinstance(v, float)}
-            shown = numbers or value
-            cells = [[markup.inline(v) for v in shown.values()]]
-            parts.append(table(list(shown), cells, "COCO keypoint AP"))
-            rest |= {k: v for k, v in value.items() if k not in numbers and v}
-        else:
-            rest[key] = value
-    rest = {k: v for k, v in rest.items() if v not in (None, "", {}, [])}
-    if rest:
-        tables = markup.nested(rest, "Record")
-        parts.append(details("Everything else in this record", tables))
-    return "".join(parts)
-
-
-def _pck(found: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    """PCK per threshold with interval, the mean pose beside, joints behind a click."""
-    limits = found["thresholds"]
-    micro = found.get("micro") or [None] * len(limits)
-    ends = found.get("interval_95") or [None] * len(limits)
-    other = base.get("micro") or []
-    headings = ["threshold", "PCK", "95 % interval"] + ["mean pose"] * bool(other)
-    rows = [
-        [text(limit), text(value), interval(end), *map(text, other[n : n + 1])]
-        for n, (limit, value, end) in enumerate(zip(limits, micro, ends))
-    ]
-    name = str(found.get("name", "PCK"))
-    parts = [table(headings, rows, f"{name}, {text(found.get('labels'))} joints")]
-    # The usual place to look: the middle threshold.
-    middle = len(limits) // 2
-    pair = (micro[middle], other[middle]) if len(other) == len(limits) else (1, 0)
-    if None not in pair and pair[0] <= pair[1]:
-        parts.append(paragraph(
-            "This network does not beat the mean pose: it has not learned to look, and "
-            "explanations of it mean nothing.", "flag"
-        ))  # fmt: skip
-    joints = _at(found, "joints")
-    rows = [
-        [text(joint.replace("_", " ")), text(_at(joints, joint).get("count")),
-         *map(text, _at(joints, joint).get("pck") or [])]
-        for joint in joints
-    ]  # fmt: skip
-    if rows:
-        heads = ["joint", "labels", *(f"@{limit:g}" for limit in limits)]
-        parts.append(folded(heads, rows, f"{name} per joint"))
-    return "".join(parts)
-
-
-def _comparison(workdir) -> str:
-    parts = []
-    for path in sorted(workdir.glob("comparison*.json")):
-        record = read_json(path, {})
-        if isinstance(record, Mapping) and record.get("protocol"):
-            parts.append(paragraph(f"Protocol: {record['protocol']}", "protocol"))
-            record = {k: v for k, v in record.items() if k != "protocol"}
-        if record:
-            parts.append(markup.nested(record, ""))
-    return "".join(parts)
 
 
 def _overlays(workdir, pictures: Pictures) -> str:

@@ -79,7 +79,7 @@ def _quality(record: Mapping[str, Any]) -> str:
         ])  # fmt: skip
     else:
         rows.append(["quality of the explained model", "unknown: no labels"])
-    parts = [table(("", "value"), rows, "What was explained")]
+    parts = [markup.facts(rows, "What was explained")]
     if isinstance(quality, Mapping) and record.get("keypoints"):
         parts.append(_joints(record, quality))
     return "".join(parts)

@@ -30,11 +30,17 @@ caption { text-align: left; padding: .2rem 0; font-size: 16px; }
 th, td { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); font-weight: normal; }
 thead th { font-weight: 600; }
+.facts td, .facts th { overflow-wrap: anywhere; }
+.facts th { min-width: 7rem; }
 .interval { color: var(--soft); white-space: nowrap; }
 code { font-size: 16px; overflow-wrap: anywhere; }
 figure { margin: .6rem 0 1.6rem; }
 img { display: block; max-width: 100%; height: auto; border-radius: 4px;
   background: #fff; }
+.enlarge:checked ~ .scroll img { max-width: none; }
+figure .scroll { margin: 0; }
+.enlarge + label { font-size: 16px; padding-left: .4rem; color: var(--soft); }
+@media (min-width: 64rem) { .enlarge, .enlarge + label { display: none; } }
 figcaption { margin-top: .4rem; font-size: 16px; }
 summary { cursor: pointer; padding: .4rem 0; font-weight: 600; }
 details { margin: .4rem 0; }

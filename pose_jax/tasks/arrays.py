@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from pose_jax.config import UserError
+
+
+_DAMAGED = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 def save_arrays(path, arrays: dict[str, Any]) -> None:
@@ -31,7 +35,7 @@ def load_arrays(path) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(epath.Path(path).read_bytes())) as stored:
             return {name: stored[name] for name in stored.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise UserError(
             f"{path} is damaged ({error}); delete it and run again"
         ) from None

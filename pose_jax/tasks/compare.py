@@ -13,7 +13,8 @@ from rich.table import Table
 from pose_jax.config import UserError
 from pose_jax.intervals import paired_difference
 from pose_jax.tasks.arrays import load_arrays
-from pose_jax.tasks.sweep import make_cells
+from pose_jax.tasks.evaluate import record_name
+from pose_jax.tasks.sweep import Cell, make_cells
 from pose_jax.writer import is_main_process, read_json, say, write_json
 
 
@@ -38,7 +39,8 @@ def run(config: Any, workdir: str) -> None:
         raise UserError(
             f"compare.baseline={section.baseline!r} is no arm of the sweep: {', '.join(arms)}"
         )
-    found = {(c.arm, c.seed): _errors(c, config.evaluate.name) for c in cells}
+    steps = {(c.arm, c.seed): _last_step(c) for c in cells}
+    found = {(c.arm, c.seed): _errors(c, steps[c.arm, c.seed]) for c in cells}
     seeds = [
         seed
         for seed in dict.fromkeys(c.seed for c in cells)
@@ -48,7 +50,8 @@ def run(config: Any, workdir: str) -> None:
     if not seeds:
         raise UserError(
             f"no seed is evaluated for every arm yet ({len(missing)} of {len(cells)} cells "
-            f"lack errors/{config.evaluate.name}-*.npz); run the task sweep first"
+            f"lack errors/{record_name(config.evaluate, 0, None)[:-1]}*.npz); run the task sweep "
+            "first"
         )
     if missing:
         say(f"not evaluated yet and left out with their seeds: {'; '.join(missing)}")
@@ -56,7 +59,10 @@ def run(config: Any, workdir: str) -> None:
         {key: e for key, e in found.items() if key[1] in seeds and e is not None},
         arms, seeds, section,
     )  # fmt: skip
-    record["protocol"] = _protocol(cells, config.evaluate.name, seeds, section)
+    used = [c for c in cells if c.seed in seeds]
+    record["protocol"] = _protocol(
+        used[0], sorted({steps[c.arm, c.seed] for c in used}), seeds, section
+    )
     if is_main_process():
         name = config.evaluate.name
         write_json(epath.Path(workdir) / f"comparison-{name}.json", record)
@@ -146,26 +152,34 @@ def _pooled(right, where) -> Counts:
     return Counts((right & where).sum((0, 2)), where.sum((0, 2)))
 
 
-def _errors(cell, name: str) -> dict[str, np.ndarray] | None:
-    """Of the last step that was evaluated under this name; None without any."""
+def _last_step(cell: Cell) -> int:
+    """The last step that was evaluated as the cell's config says; -1 without any."""
     folder = epath.Path(cell.workdir) / "errors"
     if not folder.exists():
-        return None
-    files = [p for p in folder.iterdir() if p.name.startswith(f"{name}-")]
-    files = [p for p in files if p.name.endswith(".npz")]
-    if not files:
-        return None
-    return load_arrays(max(files, key=lambda p: int(p.name[:-4].rpartition("-")[2])))
+        return -1
+    before = record_name(cell.config.evaluate, 0, None)[:-1]
+    ends = [p.name.removeprefix(before).removesuffix(".npz") for p in folder.iterdir()]
+    return max((int(end) for end in ends if end.isdigit()), default=-1)
 
 
-def _protocol(cells, name: str, seeds: list[int], section: Any) -> str:
-    results = read_json(epath.Path(cells[0].workdir) / "results.json", {})
-    matching = [r["protocol"] for k, r in results.items() if k.startswith(f"{name}-")]
+def _errors(cell: Cell, step: int) -> dict[str, np.ndarray] | None:
+    if step < 0:
+        return None
+    name = record_name(cell.config.evaluate, step, None)
+    return load_arrays(epath.Path(cell.workdir) / "errors" / f"{name}.npz")
+
+
+def _protocol(cell: Cell, steps: list[int], seeds: list[int], section: Any) -> str:
+    results = read_json(epath.Path(cell.workdir) / "results.json", {})
+    name = record_name(cell.config.evaluate, steps[-1], None)
+    equal = f"step {steps[0]} of every run"
+    if len(steps) > 1:
+        equal = f"UNEQUAL steps {', '.join(map(str, steps))}"
     return (
         f"PCK@{section.threshold:g} of the longer box side; {len(seeds)} seeds "
-        f"({', '.join(map(str, seeds))}), last checkpoints, equal steps; paired hierarchical "
+        f"({', '.join(map(str, seeds))}), {equal}; paired hierarchical "
         f"bootstrap over pictures within seeds, {section.resamples} resamples; "
-        + (matching[-1] if matching else name)
+        + results.get(name, {}).get("protocol", name)
     )
 
 

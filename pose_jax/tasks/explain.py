@@ -31,7 +31,7 @@ from pose_jax.writer import ProgressBar, is_main_process, read_json, say, write_
 
 _OF_RUN = (
     "method", "kind", "partition", "players", "side", "centres", "score", "reference",
-    "removal", "count", "inputs", "boxes",
+    "removal", "count", "inputs", "boxes", "batch", "figures",
 )  # fmt: skip
 
 
@@ -42,12 +42,14 @@ def run(config: Any, workdir: str) -> None:
       UserError: nobody to explain, or the folder holds answers to another question.
     """
     section = config.explain
+    explain_studies.check(section)
     described = recipe(read_json(epath.Path(workdir) / "config.json") or config)
     tree, step = checkpoint.load_variables(workdir, section.checkpoint)
     model = described.inference(fit_variables(described, tree))
     people = open_people(config, described)
     partition = load_partition(section.partition, described.skeleton)
     explainer = make_explainer(section, model, partition)
+    explain_studies.check_players(section, explainer.players)
     # Which data and which weights: with these, and what was asked, the answer is fixed.
     asked = {
         **{name: to_plain(section[name]) for name in _OF_RUN},
@@ -112,8 +114,9 @@ def make_explainer(
 def _claim(folder, asked: dict[str, Any]) -> None:
     """One question per folder."""
     stored = read_json(folder / "index.json")
-    if stored is not None and stored != asked:
-        names = [k for k in asked if stored.get(k) != asked[k]]
+    # A field that a later version added is taken as asked.
+    names = [k for k in asked if k in (stored or {}) and stored[k] != asked[k]]
+    if names:
         raise UserError(
             f"{folder} answers another question ({', '.join(names)} differ); choose another "
             "explain.name, or delete the folder"
@@ -140,11 +143,11 @@ def _parts(folder, explainer: Explainer, people: People, section: Any) -> int:
                 crops = people.crops(parts[part], other=section.removal == "other")
                 found = explainer(crops, room=min(section.batch, len(people)))
                 arrays = stack(found, [n for n in ARRAYS if n not in PICTURES])
-                drawn = [i for i, n in enumerate(parts[part]) if n in kept]
-                for name in PICTURES:
-                    shown = [np.asarray(getattr(found[i], name)) for i in drawn]
-                    arrays[f"picture_{name}"] = np.array(shown)
-                arrays["picture_of"] = np.array([parts[part][i] for i in drawn], int)
+                drawn = np.flatnonzero([n in kept for n in parts[part]])
+                pictures = stack(found, PICTURES)
+                for name in PICTURES:  # Of a part without any: none, of their shape.
+                    arrays[f"picture_{name}"] = pictures[name][drawn]
+                arrays["picture_of"] = np.array(parts[part])[drawn]
                 save_arrays(path, arrays)
                 passes += int(arrays["evaluations"].sum())
             bar.update(parts[part][-1] + 1, f"{passes:,} forward passes")

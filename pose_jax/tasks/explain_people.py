@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pose_jax import data, geometry
+from pose_jax import data, geometry, video
 from pose_jax.config import UserError
 from pose_jax.data.images import read_image
 from pose_jax.data.pipeline import crop_matrix, to_skeleton
@@ -64,6 +64,8 @@ class People:
         images, matrices, boxes, points, visible, areas = zip(*cut)
         others = None
         if other:
+            if len(self) < 2:
+                raise UserError("removal 'other' takes its pixels from somebody else")
             half = max(len(self) // 2, 1)
             others = np.stack([self._one((n + half) % len(self))[0] for n in numbers])
             others = others.astype(np.float32)
@@ -145,10 +147,12 @@ def _from_pictures(section: Any, recipe: Recipe) -> People:
     boxes = inputs.read_boxes(section.boxes, "explain")
     subjects = []
     for path in inputs.files(section.inputs, "explain"):
+        if path.suffix.lower() in video.SUFFIXES:
+            raise UserError(f"explain.inputs: {path} is a video; name pictures")
         given = inputs.boxes_of(boxes, path)
         listed = [None] if given is None else list(given)
         for n, box in enumerate(listed):
-            subjects.append(Subject(f"{path.name}#{n}", str(path), str(path), -1, box))
+            subjects.append(Subject(f"{path}#{n}", str(path), str(path), -1, box))
     if not subjects:
         raise UserError(
             "explain.boxes names nobody in these pictures: nothing to explain"

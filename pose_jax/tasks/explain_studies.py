@@ -33,6 +33,37 @@ AGREE = 0.8
 """Kendall's tau below which two fills are said to disagree."""
 
 
+def check(section: Any) -> None:
+    """Refuse now what a study would refuse after hours.
+
+    Raises:
+      UserError: a number or a name of the section that cannot be.
+    """
+    if section.batch < 1:
+        raise UserError(f"explain.batch={section.batch}: at least one person at a time")
+    for name in ("count", "chunk", "figures", "masks", "exact_people", "check_people"):
+        if section[name] < 0:
+            raise UserError(f"explain.{name}={section[name]} is a number from 0 on")
+    for name in section.check_removals:
+        if name not in games.REMOVALS:
+            raise UserError(
+                f"explain.check_removals holds {name!r}; use {', '.join(games.REMOVALS)}"
+            )
+
+
+def check_players(section: Any, players: games.Players) -> None:
+    """The same for what the people are split into.
+
+    Raises:
+      UserError: too many players for the exact study.
+    """
+    if section.exact_people and players.count > _MOST_PLAYERS and min(players.own) >= 0:
+        raise UserError(
+            f"explain.exact_people needs 2**{players.count} = {2**players.count:,} forward "
+            f"passes per person; it goes to {_MOST_PLAYERS} joints. Set it to 0"
+        )
+
+
 def run(
     section: Any, folder, explainer: Explainer, people: People, partition: Partition
 ) -> None:
@@ -65,6 +96,7 @@ def study_influence(section, folder, explainer, people, partition) -> Partition 
             key=jax.random.fold_in(first_key, numbers[0]),
         )  # fmt: skip
         drop = interdependence.influence(clean, masked, seen["present"], seen["valid"])
+        clean = np.where(seen["valid"], clean, np.nan)
         return {"influence": drop.astype(np.float32), "clean": clean}
 
     asked = {"masks": section.masks}
@@ -82,7 +114,7 @@ def study_influence(section, folder, explainer, people, partition) -> Partition 
         "high": plain(measured.high),
         "counts": measured.counts.tolist(),
         "normalised": plain(measured.normalised),
-        "clean": plain(np.asarray(arrays["clean"]).mean(0)),
+        "clean": plain(_mean(arrays["clean"])),
     }
     found = None
     try:
@@ -124,11 +156,6 @@ def study_influence(section, folder, explainer, people, partition) -> Partition 
 def study_grouping(section, folder, explainer, people, partition, found) -> None:
     """Grouped values against exact Shapley values of all joints, for a few people."""
     players = explainer.players
-    if players.count > _MOST_PLAYERS:
-        raise UserError(
-            f"explain.exact_people needs 2**{players.count} = {2**players.count:,} forward "
-            f"passes per person; it goes to {_MOST_PLAYERS} joints. Set it to 0"
-        )
     chosen = _some(len(people), section.exact_people)
     game = explainer.game(people.labelled)
     every = shapley.all_coalitions(players.count)
@@ -184,7 +211,7 @@ def study_grouping(section, folder, explainer, people, partition, found) -> None
     own = record["clusterings"][partition.name]["kinds"]
     say(
         f"error of grouping by {partition.name} against {2**players.count:,} coalitions: "
-        + ", ".join(f"{k} {v['member_error']['mean']:.3f}" for k, v in own.items())
+        + ", ".join(f"{k} {v['member_error']['mean'] or 0:.3f}" for k, v in own.items())
     )
 
 
@@ -211,8 +238,10 @@ def study_removals(section, folder, explainer, people) -> None:
             other="other" in (name, explainer.removal),
         )  # fmt: skip
         found = _interval(arrays["tau"], groups)
-        record[name] = {**found, "people": len(chosen), "agree": found["mean"] >= AGREE}
-        if found["mean"] < AGREE:
+        known = found["mean"] is not None
+        agree = known and found["mean"] >= AGREE
+        record[name] = {**found, "people": len(chosen), "agree": agree}
+        if known and not agree:
             say(
                 f"explanations depend on the fill: Kendall's tau of {explainer.removal} and "
                 f"{name} is {found['mean']:.2f} (flagged below {AGREE})"
@@ -237,15 +266,18 @@ def _agreement(first, second) -> np.ndarray:
 
 def _interval(values: np.ndarray, groups: list[str]) -> dict[str, Any]:
     """Mean over people of their mean over targets, with its interval."""
-    with np.errstate(invalid="ignore"):
-        there = ~np.isnan(values)
-        total = np.where(there, values, 0).sum(1)
-        each = np.divide(
-            total, there.sum(1), out=np.full(len(values), np.nan), where=there.any(1)
-        )
+    each = _mean(values.T)
     low, high = mean_interval(each, groups)
-    mean = float(np.nanmean(each)) if (~np.isnan(each)).any() else float("nan")
-    return {"mean": mean, "low": float(low), "high": float(high)}
+    # JSON has no NaN: None where there was nothing to average.
+    return {"mean": plain(_mean(each)), "low": plain(low), "high": plain(high)}
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Over the first axis, of what is not NaN; NaN without any."""
+    there = ~np.isnan(values)
+    count = np.asarray(there.sum(0))
+    total = np.where(there, values, 0).sum(0, dtype=np.float64)
+    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
 
 
 def _some(total: int, wanted: int) -> list[int]:

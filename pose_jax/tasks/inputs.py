@@ -54,18 +54,27 @@ def read_boxes(path: str, task: str) -> Mapping[str, Any] | None:
     except json.JSONDecodeError as error:
         raise UserError(f"{task}.boxes={path} is not valid JSON ({error})") from None
     if isinstance(content, Mapping) and "annotations" in content:
-        names = {row["id"]: row["file_name"] for row in content["images"]}
-        boxes: dict[str, list] = {name: [] for name in names.values()}
-        for row in content["annotations"]:
-            if not row.get("iscrowd"):
-                boxes[names[row["image_id"]]].append(row["bbox"])
-        return boxes
+        try:
+            return _annotated(content)
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{task}.boxes={path} is no COCO annotation file: an entry lacks {error}"
+            ) from None
     if not isinstance(content, Mapping):
         raise UserError(
             f"{task}.boxes={path} must be an object {{file name: [[x, y, w, h], ...]}} or "
             "a COCO annotation file"
         )
     return content
+
+
+def _annotated(content: Mapping[str, Any]) -> dict[str, list]:
+    names = {row["id"]: row["file_name"] for row in content["images"]}
+    boxes: dict[str, list] = {name: [] for name in names.values()}
+    for row in content["annotations"]:
+        if not row.get("iscrowd"):
+            boxes[names[row["image_id"]]].append(row["bbox"])
+    return boxes
 
 
 def boxes_of(boxes: Mapping[str, Any] | None, path: Path) -> Any:
@@ -75,5 +84,8 @@ def boxes_of(boxes: Mapping[str, Any] | None, path: Path) -> Any:
     for name in (path.name, str(path), path.stem):
         if name in boxes:
             given = boxes[name]
-            return given if isinstance(given, Mapping) else check_boxes(given)
+            try:
+                return given if isinstance(given, Mapping) else check_boxes(given)
+            except (ValueError, TypeError) as error:
+                raise UserError(f"boxes of {name}: {error}") from None
     return np.zeros((0, 4))

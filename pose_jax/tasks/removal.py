@@ -22,7 +22,10 @@ def load_partition(name: str, skeleton: Skeleton) -> Partition:
       UserError: neither; the file does not fit the skeleton.
     """
     if not name.endswith(".json"):
-        return partitions.get(name, skeleton)
+        try:
+            return partitions.get(name, skeleton)
+        except ValueError as error:
+            raise UserError(f"{error}, or a clusters file (*.json)") from None
     record = read_json(epath.Path(name))
     if record is None:
         raise UserError(
@@ -31,7 +34,7 @@ def load_partition(name: str, skeleton: Skeleton) -> Partition:
         )
     try:
         return partitions.from_record(record, skeleton)
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise UserError(f"{name}: {error}") from None
 
 
@@ -65,11 +68,19 @@ def _weights(path: str, skeleton: Skeleton, partition: Partition) -> tuple[float
             f"data.train.removal.influence={path!r}: no such file; give the "
             "interdependence.json that the task explain wrote"
         )
-    if tuple(record.get("keypoints", ())) != skeleton.keypoints:
+    if not isinstance(record, dict) or not {"keypoints", "influence"} <= {*record}:
+        raise UserError(
+            f"{path} is no interdependence.json: it lacks keypoints and influence"
+        )
+    if tuple(record["keypoints"]) != skeleton.keypoints:
         raise UserError(
             f"{path} was measured on other keypoints than {skeleton.name!r}"
         )
     matrix = np.nan_to_num(np.asarray(record["influence"], float))
+    if matrix.shape != (skeleton.num_keypoints,) * 2:
+        raise UserError(
+            f"{path}: influence has shape {list(matrix.shape)}, not joints x joints"
+        )
     owner = partition.owner
     partners = (owner[:, None] == owner[None]) & ~np.eye(len(owner), dtype=bool)
     mass = np.where(partners, np.maximum(matrix, 0), 0).sum(1)

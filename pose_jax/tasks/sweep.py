@@ -5,16 +5,21 @@ from __future__ import annotations
 import fcntl
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from etils import epath
+from ml_collections import ConfigDict
 
 from pose_jax.config import Interrupted, UserError, to_plain
 from pose_jax.tasks.workdir import claim
 from pose_jax.writer import is_main_process, read_json, say, write_json
+
+
+_OF_STUDY = ("sweep", "compare", "report")
 
 
 class Cell(NamedTuple):
@@ -30,7 +35,8 @@ def run(config: Any, workdir: str) -> None:
     """Run `config.sweep.tasks` for every arm and seed, seed by seed.
 
     A finished cell is skipped, an interrupted one goes on where it stopped, a failed one is
-    named at the end while the others go on.
+    named at the end while the others go on. In the background another process does all that
+    and the tasks behind this one; this process ends.
 
     Raises:
       UserError: no arms, a sweep already running in the workdir, or cells that failed.
@@ -40,7 +46,7 @@ def run(config: Any, workdir: str) -> None:
     cells = list(make_cells(config, workdir))
     if section.background:
         _start_in_background(workdir)
-        return
+        raise SystemExit(0)
     with _alone(workdir):
         failed = {}
         for number, cell in enumerate(cells, 1):
@@ -53,9 +59,11 @@ def run(config: Any, workdir: str) -> None:
                 _run_cell(cell)
             except Interrupted:
                 raise
-            except (UserError, ValueError, OSError) as error:
-                failed[label] = str(error)
-                say(f"{label} failed: {error}")
+            except Exception as error:  # Whatever it is, the other cells go on.
+                if not isinstance(error, UserError | ValueError | OSError):
+                    traceback.print_exc()
+                failed[label] = str(error) or type(error).__name__
+                say(f"{label} failed: {failed[label]}")
         if failed:
             raise UserError(
                 f"{len(failed)} of {len(cells)} cells failed; mend the cause and give the same "
@@ -85,20 +93,35 @@ def make_cells(config: Any, workdir: str) -> Iterator[Cell]:
     for seed in section.seeds:
         for arm in section.arms:
             cell = config.copy_and_resolve_references()
-            with cell.ignore_type():  # A whole number may stand for a share.
-                try:
-                    cell.update(section.arms[arm].to_dict())
-                except (KeyError, AttributeError) as error:
-                    text = str(error).splitlines()[0]
-                    raise UserError(f"arm {arm!r} of the sweep: {text}") from None
+            _override(cell, arm, section.arms[arm])
             cell.seed, cell.tasks = int(seed), tuple(section.tasks)
             folder = epath.Path(workdir) / "cells" / arm / f"seed{seed}"
             yield Cell(arm, int(seed), cell, str(folder))
 
 
+def _override(cell: Any, arm: str, changes: Any) -> None:
+    if not isinstance(changes, ConfigDict) or "/" in arm or arm in ("", ".", ".."):
+        raise UserError(
+            f"arm {arm!r} of the sweep: arms = {{name: {{section: {{field: value}}}}}}, and "
+            "names are those of folders"
+        )
+    with cell.ignore_type():  # A whole number may stand for a share.
+        try:
+            cell.update(changes.to_dict())
+        except (KeyError, AttributeError, TypeError) as error:
+            text = str(error.args[0] if error.args else error).splitlines()[0]
+            raise UserError(f"arm {arm!r} of the sweep: {text}") from None
+
+
 def is_finished(cell: Cell) -> bool:
     """Whether the cell ran all its tasks with this config."""
-    return read_json(_mark(cell)) == to_plain(cell.config)
+    ran = read_json(_mark(cell))
+    return ran is not None and _own(ran) == _own(to_plain(cell.config))
+
+
+def _own(config: dict[str, Any]) -> dict[str, Any]:
+    """What the cell runs; another arm or seed of the study does not make it another cell."""
+    return {k: v for k, v in config.items() if k not in _OF_STUDY}
 
 
 def _mark(cell: Cell):
@@ -112,7 +135,7 @@ def _run_cell(cell: Cell) -> None:
     for name in cell.config.tasks:
         TASKS[name](cell.config, cell.workdir)
     if is_main_process():
-        write_json(_mark(cell), to_plain(cell.config))
+        write_json(_mark(cell), _own(to_plain(cell.config)))
 
 
 @contextmanager
