@@ -91,7 +91,7 @@ def coalition_sharding() -> NamedSharding | None:
     mesh = jax.make_mesh(
         (len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices
     )
-    return NamedSharding(mesh, PartitionSpec(DATA))
+    return NamedSharding(mesh, P(DATA))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

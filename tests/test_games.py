@@ -3,14 +3,18 @@
 import dataclasses
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pose_jax import partitions, regions, skeletons
+from pose_jax import models, partitions, regions, skeletons
 from pose_jax.explain import games, scores, shapley
 from pose_jax.explain.games import PoseGame
 from pose_jax.heatmaps import Codec
@@ -285,3 +289,69 @@ def test_one_trace_for_new_people_and_weights(centres, generator):
         )
         first = len(traces) if _ == 0 else first
     assert len(traces) == first
+
+
+SEVERAL_DEVICES = """
+import jax, numpy as np
+import test_games as t
+from pose_jax import sharding
+from pose_jax.explain import games
+
+generator = np.random.default_rng(0)
+centres = generator.uniform(5, 35, size=(t.K, 2)).astype(np.float32)
+people = games.stack_people([t.person_of(centres + n, generator) for n in range(3)])
+variables = t.variables_of(people.owners[0], generator)
+split = sharding.coalition_sharding()
+assert len(jax.devices()) == 2 and split is not None
+plain, _ = games.explain_people(t.GAME, variables, people, t.PLAYERS, kind="owen")
+spread, taken = games.explain_people(
+    t.GAME, variables, people, t.PLAYERS, kind="owen", sharding=split, chunk_size=50
+)
+assert (taken == 448).all()
+for name in ("player_values", "cluster_values", "empty", "full", "table"):
+    a, b = getattr(plain, name), getattr(spread, name)
+    np.testing.assert_allclose(a, b, rtol=3e-6, atol=1e-5)
+print("equal")
+"""
+
+
+def test_two_devices_give_the_same_values(environment):
+    path = f"{environment['PYTHONPATH']}:{os.path.dirname(__file__)}"
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL_DEVICES],
+        env={**environment, "PYTHONPATH": path, "JAX_NUM_CPU_DEVICES": "2"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "equal", done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_the_pose_game_of_an_hourglass_lowers_for_accelerators(platform):
+    section = dict(name="hourglass", stacks=1, depth=1, features=8, stem=(4, 4, 8))
+    module = models.build(section, num_keypoints=K)
+    size = (16, 16)
+    spec = InputSpec(size=size, mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0))
+    game = PoseGame(module, spec, CODEC, "similarity")
+    images = jnp.zeros((1, *size, 3))
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    shape = jax.ShapeDtypeStruct
+    person = games.Person(
+        shape((2, *size, 3), jnp.float32),
+        shape((2, *size, 3), jnp.float32),
+        shape((2, *size), jnp.int32),
+        scores.Reference(
+            shape((2, K, 2), jnp.float32), shape((2, K), bool), shape((2,), jnp.float32),
+            shape((2, K), jnp.float32), shape((2, K), jnp.int32),
+        ),
+    )  # fmt: skip
+
+    def explain(variables, people):
+        return shapley.group_shapley(
+            game, PLAYERS.clusters, args=(variables,), games=people, chunk_size=128
+        ).member_values
+
+    exported = jax.export.export(jax.jit(explain), platforms=[platform])(
+        variables, person
+    )
+    assert exported.out_avals[0].shape == (2, K, K)

@@ -132,12 +132,18 @@ def _summary(record: Mapping[str, Any]) -> Iterator[Drawn]:
         "What there is to share out",
         captions.gaps(record),
         influence_drawings.gaps(
-            names, *([Estimate(*row) for row in rows] for rows in three), record["score"]
+            names, *([Estimate(*row.tolist()) for row in rows] for rows in three), record["score"]
         ),
     )  # fmt: skip
     foreign = owner[None, :] != np.asarray(players["target_cluster"])[:, None]
     blocks = [
-        Block(name, [(players["names"][i], [Estimate(*influence[t, i])]) for i in best])
+        Block(
+            name,
+            [
+                (players["names"][i], [Estimate(*influence[t, i].tolist())])
+                for i in best
+            ],
+        )
         for t, name in enumerate(names)
         if len(best := _largest(influence[t, :, 0], foreign[t], _FOREIGN))
     ]

@@ -24,7 +24,7 @@ class Estimate(NamedTuple):
     @property
     def clear(self) -> bool:
         """Whether the interval excludes 0."""
-        return self.low > 0 or self.high < 0
+        return bool(self.low > 0 or self.high < 0)
 
 
 class Block(NamedTuple):

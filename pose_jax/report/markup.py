@@ -15,6 +15,10 @@ from PIL import Image
 LARGEST_PX = 1600
 QUALITY = 82
 _INLINE = 8  # Longer lists hide behind a click.
+_OF_MEANS = {
+    "mean", "estimate", "low", "high", "smallest_effect", "standard_error", "per_seed",
+    "joints", "people", "agree",
+}  # fmt: skip
 
 
 def text(value: Any) -> str:
@@ -151,7 +155,10 @@ def _interval(low: Any, high: Any) -> str:
 def _estimate(value: Mapping[str, Any]) -> str | None:
     """The key of the number where the record is one of a mean; its seeds stay in the file."""
     keys = {"mean", "estimate"} & set(value)
-    return keys.pop() if len(keys) == 1 else None
+    if len(keys) != 1 or not set(value) <= _OF_MEANS:
+        return None
+    key = keys.pop()
+    return key if isinstance(value[key], int | float | None) else None
 
 
 def _record(value: Any) -> bool:

@@ -84,7 +84,8 @@ def _run(workdir) -> str:
             ["command", f"<code>{text(last.get('command'))}</code>"],
             ["time", text(last.get("time"))],
             ["versions", text(", ".join(f"{k} {v}" for k, v in packages.items() if v))],
-            ["Python, platform", text(f"{last.get('python')}, {last.get('platform')}")],
+            ["Python", text(last.get("python"))],
+            ["platform", text(last.get("platform"))],
             ["devices", _devices(last)],
             ["revision", text(last.get("git"))],
         ]

@@ -115,7 +115,7 @@ def comparison(workdir: Any) -> str:
 
 
 _DIFFERENCES = (
-    "An interval that holds 0 shows no difference; the smallest effect is what such runs "
+    "An interval that holds 0 does not show a difference; the smallest effect is what such runs "
     "show in four of five repetitions, and a smaller one may exist unseen. Measures are many "
     "and intervals are not corrected for that."
 )

@@ -92,7 +92,10 @@ def influence_arrows(
         axes.set_title(words(joint_names[target]), fontsize=12, weight="bold")
         for rank, i in reversed(list(enumerate(order, 1))):
             share = abs(values[i]) / largest
-            _arrow(axes, players[i], joints[target], values[i], share, len(image))
+            arrow = f"{player_names[i]} -> {joint_names[target]}"
+            _arrow(
+                axes, players[i], joints[target], values[i], share, len(image), arrow
+            )
             _disc(axes, players[i], str(rank), hue(values[i]))
         _ring(axes, joints[target], len(image) / 32)
         _ranking(axes, order, values, player_names, int(own[target]))
@@ -110,13 +113,13 @@ def _backdrop(axes, image, joints, limbs) -> None:
     axes.set(xticks=[], yticks=[])
 
 
-def _arrow(axes, start, end, value, share, height) -> None:
+def _arrow(axes, start, end, value, share, height, name: str) -> None:
     if not np.isfinite(end).all() or np.hypot(*(end - start)) < height / 50:
         return
     arrow = FancyArrowPatch(
         tuple(start), tuple(end), arrowstyle="-|>", mutation_scale=8 + 14 * share,
         connectionstyle="arc3,rad=0.18", linewidth=1.2 + 5 * share, color=hue(value),
-        alpha=0.4 + 0.6 * share, shrinkA=6, shrinkB=8, zorder=3 + share, gid="influence",
+        alpha=0.4 + 0.6 * share, shrinkA=6, shrinkB=8, zorder=3 + share, gid=name,
     )  # fmt: skip
     seam = patheffects.Stroke(linewidth=2.6 + 5 * share, foreground="white", alpha=0.6)
     arrow.set_path_effects([seam, patheffects.Normal()])

@@ -22,13 +22,13 @@ OKABE_ITO = (
 )  # fmt: skip
 DIVERGING = LinearSegmentedColormap.from_list(
     "blue_orange", ["#003f6b", LOWERS, "#f7f7f7", RAISES, "#7a3600"]
-)
-DIVERGING.set_bad(MISSING)
+).with_extremes(bad=MISSING)
+DPI = 130
 
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure (inches) that nobody else keeps alive, on the Agg canvas."""
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

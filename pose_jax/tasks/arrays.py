@@ -12,7 +12,6 @@ from etils import epath
 
 from pose_jax.config import UserError
 
-
 _DAMAGED = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
@@ -43,6 +42,5 @@ def load_arrays(path) -> dict[str, np.ndarray]:
 
 def plain(values: np.ndarray) -> Any:
     """JSON has no NaN: None."""
-    rounded = np.round(np.asarray(values, float), 6).astype(object)
-    rounded[np.isnan(values)] = None
-    return rounded.tolist()
+    rounded = np.round(np.asarray(values, float), 6)
+    return np.where(np.isnan(rounded), None, rounded).tolist()

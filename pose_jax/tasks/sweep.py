@@ -18,7 +18,6 @@ from pose_jax.config import Interrupted, UserError, to_plain
 from pose_jax.tasks.workdir import claim
 from pose_jax.writer import is_main_process, read_json, say, write_json
 
-
 _OF_STUDY = ("sweep", "compare", "report")
 
 
