@@ -6,7 +6,7 @@ import shapley_reference as reference
 from scipy.cluster import hierarchy
 
 from pose_jax import skeletons
-from pose_jax.explain import shapley
+from pose_jax.explain import interdependence, shapley
 from pose_jax.explain.interdependence import (
     adjusted_rand,
     affinity,
@@ -374,3 +374,30 @@ def test_values_that_are_not_finite_are_refused():
     table[0, 3, 2] = np.nan
     with pytest.raises(ValueError, match="valid target is not finite"):
         grouping_error(table, CLUSTERINGS, ALL, ~ALL)
+
+
+def test_capped_clusters_answer_where_no_cut_does():
+    """A chain: average linkage swallows one joint after the other."""
+    n = 12
+    far = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+    W = np.where(
+        far == 0, 0, np.exp(-0.05 * far) - 0.01 * np.maximum.outer(*[np.arange(n)] * 2)
+    )
+    W = (W + W.T) / 2 * (far > 0)
+    found = interdependence.capped_clusters(
+        W, max_size=4, min_clusters=3, max_clusters=5
+    )
+    assert sorted(i for c in found for i in c) == list(range(n))
+    assert 3 <= len(found) <= 5 and max(map(len, found)) <= 4
+    with pytest.raises(ValueError, match="cannot be merged down"):
+        interdependence.capped_clusters(W, max_size=2, min_clusters=3, max_clusters=5)
+
+
+def test_capped_clusters_are_those_of_the_tree_where_it_obeys():
+    truth = ((0, 1, 2), (3, 4), (5, 6, 7), (8, 9))
+    W = np.full((10, 10), 0.05)
+    for members in truth:
+        W[np.ix_(members, members)] = 0.9
+    np.fill_diagonal(W, 0)
+    assert interdependence.capped_clusters(W) == truth
+    assert interdependence.find_clusters(W).clusters == truth

@@ -263,6 +263,33 @@ def test_bars_are_the_values_of_the_kind():
     assert found.start_name == "own cluster hidden"
 
 
+def test_image_pixels_become_crop_pixels():
+    points = np.array([[10.0, 40.0], [20.0, 80.0]])
+    matrix = np.array([[0.5, 0, 1], [0, 0.25, -2], [0, 0, 1]])
+    found = person_figures.in_crop(points, matrix)
+    assert found == pytest.approx(np.array([[6.0, 8.0], [11.0, 18.0]]))
+    assert person_figures.in_crop(points, 2 * matrix) == pytest.approx(found)
+
+
+def test_people_without_label_do_not_count(tmp_path):
+    """Conditional values are means over people in whom the target is valid."""
+    folder = write_folder(tmp_path / "labels", studies=False, pictures=0)
+    with np.load(folder / "explanations.npz") as stored:
+        arrays = {k: stored[k] for k in stored.files}
+    for name in ("member_values", "hidden_values", "visible_values"):
+        arrays[name][:] = 0.5
+        arrays[name][1, :, 3] = 77.0  # Person 1 has no right knee.
+    np.savez(folder / "explanations.npz", **arrays)
+    drawn = {d.name: d for d in explanations.figures(folder)}
+    dots = [
+        float(line.get_xdata()[0])
+        for axes in drawn["conditional"].figure.axes
+        for line in axes.lines
+        if len(line.get_xdata()) == 1
+    ]
+    assert len(dots) == 12 and set(dots) == {0.5}
+
+
 def test_composite_hides_what_is_not_in_the_coalition():
     arrays, pictures = make_arrays()
     image, fill, owners = (pictures[k][0] for k in ("image", "fill", "owners"))
@@ -383,10 +410,13 @@ def test_gaps_are_drawn():
     assert (0.5, 0.7) in whiskers(right)
 
 
+CROSSED = [[0, 2, 0.2, 2], [1, 3, 0.4, 2], [4, 5, 0.9, 4]]  # Leaves 0, 2, 1, 3.
+
+
 def test_interdependence_shows_tree_cut_and_clusters():
     values = plotting.numbers(INTERDEPENDENCE["normalised"])
     figure = study_drawings.interdependence(
-        values, plotting.numbers(INTERDEPENDENCE["linkage"]), NAMES, CLUSTERS, 0.65
+        values, np.array(CROSSED), NAMES, [[0, 2], [1, 3]], 0.65
     )
     tree, below = figure.axes[:2]
     cuts = [line for line in tree.lines if line.get_gid() == "cut"]

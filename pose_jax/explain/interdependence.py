@@ -229,6 +229,53 @@ def find_clusters(
     return Clustering(_cut(tree, number), heights, tree, cut, gap)
 
 
+def capped_clusters(
+    W: Float[np.ndarray, "k k"],
+    *,
+    max_size: int = 6,
+    min_clusters: int = 3,
+    max_clusters: int = 6,
+) -> Clusters:
+    """Clusters within the limits where no cut of the tree obeys them.
+
+    The same average linkage, but a merge that would exceed `max_size` is passed over for the
+    closest allowed one. Of the allowed numbers of clusters the one before the largest rise
+    is taken. It answers where `find_clusters` says that the data have no such clusters: say
+    so beside it.
+
+    Raises:
+      ValueError: W is not an affinity, or merging gets stuck above `max_clusters`.
+    """
+    _check_affinity(W)
+    distance = 1 - W / max(float(W.max()), 1e-12)
+    clusters: list[tuple[int, ...]] = [(i,) for i in range(len(W))]
+    stages: list[tuple[float, list[tuple[int, ...]]]] = [(0.0, list(clusters))]
+    while len(clusters) > min_clusters:
+        pairs = [
+            (float(distance[np.ix_(a, b)].mean()), i, j)
+            for i, a in enumerate(clusters)
+            for j, b in enumerate(clusters)
+            if i < j and len(a) + len(b) <= max_size
+        ]
+        if not pairs:
+            break
+        height, i, j = min(pairs)
+        clusters[i] = tuple(sorted(clusters[i] + clusters.pop(j)))
+        stages.append((height, list(clusters)))
+    heights = [height for height, _ in stages] + [1.0]
+    gaps = {
+        n: heights[n + 1] - heights[n]
+        for n, (_, found) in enumerate(stages)
+        if min_clusters <= len(found) <= max_clusters
+    }
+    if not gaps:
+        raise ValueError(
+            f"clusters of at most {max_size} joints cannot be merged down to "
+            f"{max_clusters}: {len(clusters)} are left; change the limits"
+        )
+    return tuple(sorted(stages[max(gaps, key=lambda n: gaps[n])][1]))
+
+
 def spectral_clusters(W: Float[np.ndarray, "k k"], num_clusters: int) -> Clusters:
     """Clusters of an affinity by its normalised Laplacian (Ng, Jordan and Weiss 2002).
 

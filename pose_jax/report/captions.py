@@ -106,6 +106,11 @@ def interdependence(found: Mapping[str, Any]) -> str:
             "and both sides of the body averaged), and frames are the clusters below the "
             "dashed cut. "
         )
+    elif "capped" in found:
+        text += (
+            "no cut of the tree of joints gives few small clusters; frames are what merging "
+            "the closest under a cap of six joints leaves. "
+        )
     else:
         text += "no clusters were found in it. "
     return text + (

@@ -126,13 +126,16 @@ def _summary(record: Mapping[str, Any]) -> Iterator[Drawn]:
             title=f"{record['people']} people, {counts.min()} to {counts.max()} per entry",
         ),
     )
-    three = [_estimates(record[name]) for name in ("empty", "full", "gap")]
+    empty, full, gap = (
+        [Estimate(*row.tolist()) for row in _estimates(record[name])]
+        for name in ("empty", "full", "gap")
+    )
     yield Drawn(
         "gaps",
         "What there is to share out",
         captions.gaps(record),
         influence_drawings.gaps(
-            names, *([Estimate(*row.tolist()) for row in rows] for rows in three), record["score"]
+            names, empty, full, gap, record["score"]
         ),
     )  # fmt: skip
     foreign = owner[None, :] != np.asarray(players["target_cluster"])[:, None]
@@ -229,6 +232,9 @@ def _interdependence(found, record: Mapping[str, Any]) -> Drawn:
         )
     else:
         targets = record["players"]["target_cluster"]
+        if "clusters" in found:
+            owner = {n: g for g, m in enumerate(found["clusters"].values()) for n in m}
+            targets = [owner[name] for name in names]
         figure = influence_drawings.influence_matrix(
             values, row_names=names, column_names=names, row_cluster=targets,
             column_cluster=targets, own=range(len(names)),

@@ -72,9 +72,11 @@ def influence_matrix(
     frame_clusters(
         axes, np.asarray(row_cluster)[rows], np.asarray(column_cluster)[columns]
     )
-    names = [words(column_names[i]) for i in columns]
+    names = [words(str(column_names[i])) for i in columns]
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=9.5)
-    axes.set_yticks(range(len(rows)), [words(row_names[i]) for i in rows], fontsize=9.5)
+    axes.set_yticks(
+        range(len(rows)), [words(str(row_names[i])) for i in rows], fontsize=9.5
+    )
     axes.tick_params(length=0)
     axes.set_xlabel("player: the region that is shown or hidden", fontsize=10)
     axes.set_ylabel("target: the joint that is scored", fontsize=10)

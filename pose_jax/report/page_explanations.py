@@ -29,7 +29,7 @@ def section(workdir: Any, pictures: Pictures) -> str:
             for folder, _ in found
         )
         parts.append(f"<ul>{items}</ul>\n")
-    return "".join(parts + [_folder(*pair, pictures) for pair in found])
+    return "".join(parts + [_folder(f, record, pictures) for f, record in found])
 
 
 def _anchor(folder) -> str:

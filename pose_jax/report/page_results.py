@@ -66,8 +66,8 @@ def _pck(found: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     parts = [table(headings, rows, f"{name}, {text(found.get('labels'))} joints")]
     # The usual place to look: the middle threshold.
     middle = len(limits) // 2
-    pair = (micro[middle], other[middle]) if len(other) == len(limits) else (1, 0)
-    if None not in pair and pair[0] <= pair[1]:
+    reached = micro[middle] if len(other) == len(limits) else None
+    if None not in (reached, *other) and reached <= other[middle]:
         parts.append(paragraph(
             "This network does not beat the mean pose: it has not learned to look, and "
             "explanations of it mean nothing.", "flag"

@@ -96,7 +96,7 @@ def influence_arrows(
             _arrow(
                 axes, players[i], joints[target], values[i], share, len(image), arrow
             )
-            _disc(axes, players[i], str(rank), hue(values[i]))
+            _disc(axes, players[i], str(rank), hue(float(values[i])))
         _ring(axes, joints[target], len(image) / 32)
         _ranking(axes, order, values, player_names, int(own[target]))
     return figure

@@ -65,7 +65,7 @@ def run(config: Any, workdir: str) -> None:
     _barrier()
     if not is_main_process():
         return
-    arrays = _merge(folder, count, people, explainer)
+    arrays = _merge(folder, count, people)
     record = summarise(arrays, explainer, people, partition, described, step)
     write_json(folder / "explanations.json", record)
     say(
@@ -148,6 +148,7 @@ def _parts(folder, explainer: Explainer, people: People, section: Any) -> int:
                 for name in PICTURES:  # Of a part without any: none, of their shape.
                     arrays[f"picture_{name}"] = pictures[name][drawn]
                 arrays["picture_of"] = np.array(parts[part])[drawn]
+                arrays["coalitions"] = _coalitions(explainer)
                 save_arrays(path, arrays)
                 passes += int(arrays["evaluations"].sum())
             bar.update(parts[part][-1] + 1, f"{passes:,} forward passes")
@@ -159,17 +160,16 @@ def _barrier() -> None:
     sharding.any_over_processes(np.array(True))
 
 
-def _merge(
-    folder, count: int, people: People, explainer: Explainer
-) -> dict[str, np.ndarray]:
+def _merge(folder, count: int, people: People) -> dict[str, np.ndarray]:
     parts = [load_arrays(folder / f"part-{n:04d}.npz") for n in range(count)]
+    rows = [part.pop("coalitions", np.zeros((0, 0), bool)) for part in parts]
     merged = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
     pictures = {k: merged.pop(k) for k in list(merged) if k.startswith("picture_")}
     merged["id"] = np.array([s.id for s in people.subjects])
     merged["image_id"] = np.array(people.groups)
-    merged["coalitions"] = _coalitions(
-        explainer
-    )  # Rows of `table`, alike for all people.
+    # Another version of the code may have made some parts, with rows in another order.
+    if rows[0].size and all(np.array_equal(rows[0], other) for other in rows):
+        merged["coalitions"] = rows[0]
     save_arrays(folder / "explanations.npz", merged)
     names = {k.removeprefix("picture_"): v for k, v in pictures.items()}
     save_arrays(folder / "pictures.npz", names)
@@ -177,7 +177,7 @@ def _merge(
 
 
 def _coalitions(explainer: Explainer) -> np.ndarray:
-    """`[c, n]` who is seen in every row of the tables."""
+    """`[c, n]` who is seen in every row of `table`, alike for all people."""
     if explainer.method == "shapley":
         return shapley.all_coalitions(explainer.players.count)
     return explainer.players.coalitions

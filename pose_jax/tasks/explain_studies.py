@@ -122,24 +122,20 @@ def study_influence(section, folder, explainer, people, partition) -> Partition 
         weights = interdependence.affinity(
             np.nan_to_num(measured.normalised, nan=0.0), skeleton.mirrored
         )
-        clustering = interdependence.find_clusters(weights)
-        found = partitions.from_lists(
-            f"found-{section.name}", clustering.clusters, skeleton
-        )
-        spectral = interdependence.spectral_clusters(weights, len(clustering.clusters))
+        clusters, cut = _clusters(weights)
+        found = partitions.from_lists(f"found-{section.name}", clusters, skeleton)
+        spectral = interdependence.spectral_clusters(weights, len(clusters))
         rand = interdependence.adjusted_rand
         record |= {
             "affinity": plain(weights),
-            "linkage": clustering.linkage.tolist(),
-            "cut": clustering.cut,
-            "gap": clustering.gap,
+            **cut,
             "clusters": found.record(skeleton)["clusters"],
             "spectral_clusters": [
                 [skeleton.keypoints[i] for i in members] for members in spectral
             ],
             "adjusted_rand": {
-                "spectral": rand(clustering.clusters, spectral),
-                partition.name: rand(clustering.clusters, partition.clusters),
+                "spectral": rand(clusters, spectral),
+                partition.name: rand(clusters, partition.clusters),
             },
         }
         write_json(folder / "clusters.json", found.record(skeleton))
@@ -151,6 +147,20 @@ def study_influence(section, folder, explainer, people, partition) -> Partition 
     )
     say(f"clusters found in the influence of {len(people)} people: {words}")
     return found
+
+
+def _clusters(weights: np.ndarray) -> tuple[Any, dict[str, Any]]:
+    """Clusters of an affinity and how they were found.
+
+    Raises:
+      ValueError: there are none within the limits.
+    """
+    try:
+        found = interdependence.find_clusters(weights)
+    except ValueError as error:
+        return interdependence.capped_clusters(weights), {"capped": str(error)}
+    tree = {"linkage": found.linkage.tolist(), "cut": found.cut, "gap": found.gap}
+    return found.clusters, tree
 
 
 def study_grouping(section, folder, explainer, people, partition, found) -> None:
