@@ -221,6 +221,11 @@ class Estimator:
             partition = partitions.get(clusters or "limbs-v1", self.skeleton)
         else:
             partition = partitions.from_lists("custom", clusters, self.skeleton)
+        if players == "masks":
+            raise ValueError(
+                "players='masks' need masks: call explain.explainer.Explainer with "
+                "games.mask_players"
+            )
         if players == "limbs":
             playing = games.limb_players(self.skeleton, partition, side=side)
         else:

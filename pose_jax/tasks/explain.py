@@ -90,7 +90,7 @@ def make_explainer(
     elif section.players == "masks":
         raise UserError(
             "explain.players='masks' needs masks, which a config cannot hold; call "
-            "explain.Explainer with explain.mask_players from Python"
+            "explain.explainer.Explainer with games.mask_players from Python"
         )
     else:
         players = games.keypoint_players(
