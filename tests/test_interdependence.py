@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import shapley_reference as reference
 from scipy.cluster import hierarchy
+from scipy.spatial.distance import squareform
 
 from pose_jax import skeletons
 from pose_jax.explain import interdependence, shapley
@@ -379,18 +380,18 @@ def test_values_that_are_not_finite_are_refused():
 def test_capped_clusters_answer_where_no_cut_does():
     """A chain: average linkage swallows one joint after the other."""
     n = 12
-    far = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
-    W = np.where(
-        far == 0, 0, np.exp(-0.05 * far) - 0.01 * np.maximum.outer(*[np.arange(n)] * 2)
-    )
-    W = (W + W.T) / 2 * (far > 0)
-    found = interdependence.capped_clusters(
-        W, max_size=4, min_clusters=3, max_clusters=5
-    )
+    late = np.maximum.outer(np.arange(n), np.arange(n))
+    W = np.where(np.eye(n) > 0, 0, 1 - 0.07 * late)
+    limits = dict(max_size=4, min_clusters=3, max_clusters=5)
+    with pytest.raises(interdependence.NoClusters):
+        find_clusters(W, **limits)
+    found = find_clusters(W, **limits, capped=True).clusters
     assert sorted(i for c in found for i in c) == list(range(n))
     assert 3 <= len(found) <= 5 and max(map(len, found)) <= 4
-    with pytest.raises(ValueError, match="cannot be merged down"):
-        interdependence.capped_clusters(W, max_size=2, min_clusters=3, max_clusters=5)
+    with pytest.raises(interdependence.NoClusters, match="change the limits"):
+        find_clusters(W, max_size=2, min_clusters=3, max_clusters=5, capped=True)
+    with pytest.raises(ValueError, match="nothing to cluster"):
+        find_clusters(np.zeros((7, 7)), capped=True)
 
 
 def test_capped_clusters_are_those_of_the_tree_where_it_obeys():
@@ -399,5 +400,63 @@ def test_capped_clusters_are_those_of_the_tree_where_it_obeys():
     for members in truth:
         W[np.ix_(members, members)] = 0.9
     np.fill_diagonal(W, 0)
-    assert interdependence.capped_clusters(W) == truth
-    assert interdependence.find_clusters(W).clusters == truth
+    assert find_clusters(W, capped=True).clusters == truth
+    assert find_clusters(W).clusters == truth
+
+
+@pytest.mark.parametrize("skeleton", [LSP, skeletons.get("coco")])
+def test_clusters_are_those_of_a_body_however_ties_fall(skeleton, generator):
+    """Mirrored joints lie in mirrored clusters, and the order of the joints does not matter."""
+    twin = skeleton.mirrored
+    for _ in range(20):
+        weights = affinity(generator.normal(size=(len(twin),) * 2), twin)
+        found = find_clusters(weights, twin, capped=True, max_size=8, max_clusters=10)
+        images = {tuple(sorted(twin[list(c)].tolist())) for c in found.clusters}
+        assert images == set(found.clusters)
+        order = generator.permutation(len(twin))
+        place = np.argsort(order)
+        again = find_clusters(
+            weights[np.ix_(order, order)], place[twin[order]],
+            capped=True, max_size=8, max_clusters=10,
+        )  # fmt: skip
+        back = {tuple(sorted(order[list(c)].tolist())) for c in again.clusters}
+        assert back == set(found.clusters)
+
+
+def test_both_shoulders_join_the_neck_at_once():
+    names = LSP.keypoints
+    W = np.zeros((14, 14))
+    neck = names.index("neck")
+    for side in ("left", "right"):
+        for a, b, w in (
+            ("shoulder", "neck", 1.0),
+            ("elbow", "wrist", 0.8),
+            ("knee", "ankle", 0.8),
+        ):
+            i = names.index(f"{side}_{a}")
+            j = neck if b == "neck" else names.index(f"{side}_{b}")
+            W[i, j] = W[j, i] = w
+    found = find_clusters(W, LSP.mirrored, max_clusters=9).clusters
+    together = {frozenset(names[i] for i in c) for c in found if len(c) > 1}
+    assert together == {
+        frozenset({"left_shoulder", "neck", "right_shoulder"}),
+        frozenset({"left_elbow", "left_wrist"}), frozenset({"right_elbow", "right_wrist"}),
+        frozenset({"left_knee", "left_ankle"}), frozenset({"right_knee", "right_ankle"}),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="mirror image"):
+        find_clusters(
+            W + np.diag(np.ones(13), 1) + np.diag(np.ones(13), -1), LSP.mirrored
+        )
+
+
+def test_without_a_mirror_it_is_scipys_average_linkage(generator):
+    W = generator.random((9, 9))
+    W = np.triu(W, 1) + np.triu(W, 1).T
+    found = find_clusters(W, max_size=9, min_clusters=1, max_clusters=9)
+    distance = 1 - W / W.max()
+    np.fill_diagonal(distance, 0)
+    expected = hierarchy.linkage(squareform(distance, checks=False), "average")
+    np.testing.assert_allclose(found.heights, expected[:, 2], atol=1e-8)
+    np.testing.assert_array_equal(found.linkage[:, 3], expected[:, 3])
+    labels = hierarchy.fcluster(expected, found.cut, "distance")
+    assert {tuple(np.flatnonzero(labels == x)) for x in labels} == set(found.clusters)

@@ -122,7 +122,7 @@ def study_influence(section, folder, explainer, people, partition) -> Partition 
         weights = interdependence.affinity(
             np.nan_to_num(measured.normalised, nan=0.0), skeleton.mirrored
         )
-        clusters, cut = _clusters(weights)
+        clusters, cut = _clusters(weights, skeleton.mirrored)
         found = partitions.from_lists(f"found-{section.name}", clusters, skeleton)
         spectral = interdependence.spectral_clusters(weights, len(clusters))
         rand = interdependence.adjusted_rand
@@ -149,16 +149,17 @@ def study_influence(section, folder, explainer, people, partition) -> Partition 
     return found
 
 
-def _clusters(weights: np.ndarray) -> tuple[Any, dict[str, Any]]:
+def _clusters(weights: np.ndarray, mirrored: np.ndarray) -> tuple[Any, dict[str, Any]]:
     """Clusters of an affinity and how they were found.
 
     Raises:
-      ValueError: there are none within the limits.
+      ValueError: there is nothing to cluster, or nothing within the limits.
     """
+    find = interdependence.find_clusters
     try:
-        found = interdependence.find_clusters(weights)
-    except ValueError as error:
-        return interdependence.capped_clusters(weights), {"capped": str(error)}
+        found = find(weights, mirrored)
+    except interdependence.NoClusters as error:
+        return find(weights, mirrored, capped=True).clusters, {"capped": str(error)}
     tree = {"linkage": found.linkage.tolist(), "cut": found.cut, "gap": found.gap}
     return found.clusters, tree
 
