@@ -236,21 +236,25 @@ class Estimator:
             described, variables, playing,
             method=method, kind=kind, score=score or "auto", removal=removal, key=key,
         )  # fmt: skip
-        labels = (keypoints, visible)
         if not isinstance(images, list | tuple):
-            return self._explain_one(explainer, images, boxes, *labels, other)
-        each = [
-            [None] * len(images) if x is None else list(x) for x in (boxes, *labels)
-        ]
+            return self._explain_one(
+                explainer, images, boxes, keypoints, visible, other
+            )
+        given = (boxes, keypoints, visible)
+        each = [[None] * len(images) if x is None else list(x) for x in given]
         if any(len(x) != len(images) for x in each):
             raise ValueError(
                 f"{len(images)} pictures need as many lists of boxes and of keypoints"
             )
-        return [self._explain_one(explainer, *one, other) for one in zip(images, *each)]
+        return [
+            self._explain_one(explainer, image, b, k, v, other)
+            for image, b, k, v in zip(images, *each)
+        ]
 
     def _explain_one(self, explainer, image, boxes, keypoints, visible, other):
         image = _picture(image)
-        if boxes is None:
+        whole = boxes is None
+        if whole:
             boxes = [[0, 0, image.shape[1], image.shape[0]]]
         boxes = check_boxes(boxes)
         if not len(boxes):
@@ -278,7 +282,9 @@ class Estimator:
             labels["others"] = np.repeat(
                 resized[None].astype(np.float32), len(boxes), 0
             )
-        return explainer(Crops(crops, np.stack(matrices), boxes, **labels))
+        given = Crops(crops, np.stack(matrices), boxes, whole_image=whole, **labels)
+        # Powers of two, as in `predict`: few programs, whatever number of people comes.
+        return explainer(given, room=1 << (len(boxes) - 1).bit_length())
 
     def _matrices(self, boxes) -> list[np.ndarray]:
         spec = self.recipe.spec

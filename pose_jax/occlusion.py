@@ -92,7 +92,7 @@ def make_predict(
         )
         seen = ~removed_joints(visible, count, key=key)
         image = image.astype(jnp.float32)
-        fill = regions.mean_fill(image, recipe.spec.mean)
+        fill = regions.mean_fill(image, recipe.spec.colour)
         return regions.remove(image, fill, regions.hidden(owners, seen))
 
     def predict(variables: PyTree, batch: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,13 @@ class InputSpec:
     padding: float = 1.25
     area: bool = False
 
+    @property
+    def colour(self) -> tuple[float, ...]:
+        """The mean colour of photos, shares of 255: what a removed region shows. It is `mean`
+        (so the fill is 0 after normalisation), or ImageNet's where a network subtracts
+        nothing: black would be a shape of its own."""
+        return self.mean if any(self.mean) else IMAGENET_MEAN
+
     def __post_init__(self):
         object.__setattr__(self, "size", tuple(int(v) for v in self.size))
         object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))

@@ -150,11 +150,11 @@ def inside(points: Float[Array, "n 2"], size: tuple[int, int]) -> Bool[Array, "n
 def mean_fill(
     image: Float[Array, "h w 3"], mean: Sequence[float]
 ) -> Float[Array, "h w 3"]:
-    """The data set's mean colour everywhere: zero after normalisation.
+    """The mean colour of the data set everywhere: zero after normalisation.
 
     Args:
       image: 0..255.
-      mean: in shares of 255, as `InputSpec.mean`.
+      mean: in shares of 255, as `InputSpec.colour`.
     """
     return jnp.broadcast_to(255 * jnp.asarray(mean, image.dtype), image.shape)
 

@@ -16,6 +16,7 @@ from pose_jax.explain.interdependence import affinity
 from pose_jax.recipe import recipe
 from pose_jax.tasks import explain, train
 from pose_jax.tasks.arrays import load_arrays, plain, save_arrays
+from pose_jax.tasks.explain_people import open_people
 from pose_jax.tasks.removal import load_partition, make_removal
 from pose_jax.tasks.workdir import claim
 
@@ -26,9 +27,9 @@ K = 14
 def config(**changes):
     c = tiny_config()
     c.skeleton = "lsp"
-    c.data.eval.count = 5
+    c.data.eval.count = 6
     c.explain.update(
-        count=5, batch=2, figures=2, masks=2, check_people=3, reference="predicted",
+        count=6, batch=2, figures=2, masks=4, check_people=3, reference="predicted",
     )  # fmt: skip
     c.explain.update(changes)
     return c
@@ -52,10 +53,13 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def drawn():
-    """Figures have tests of their own; here it counts that they are asked for."""
+    """Figures have tests of their own; here it counts that they are asked for. Few partitions:
+    their errors have tests, too."""
     folders = []
     patch = pytest.MonkeyPatch()
     patch.setattr(explain, "_draw", folders.append)
+    few = {name: partitions.PARTITIONS[name] for name in ("limbs-v1", "joints-v1")}
+    patch.setattr(partitions, "PARTITIONS", few | {"halves-v1": partitions._halves})
     yield folders
     patch.undo()
 
@@ -96,14 +100,17 @@ def test_files_and_shapes(folder, drawn):
     }  # fmt: skip
     assert not [n for n in names if n.endswith(".partial")]
     arrays = load_arrays(folder / "explanations.npz")
-    assert arrays["influence"].shape == (5, K, K)
-    assert arrays["table"].shape == (5, 448, K)
-    assert arrays["cluster_values"].shape == (5, 5, K)
-    assert arrays["id"].tolist() == ["1", "2", "3", "4", "5"]
+    assert arrays["influence"].shape == (6, K, K)
+    assert arrays["table"].shape == (6, 448, K)
+    assert arrays["cluster_values"].shape == (6, 5, K)
+    assert arrays["id"].tolist() == ["1", "2", "3", "4", "5", "6"]
     assert "image" not in arrays
-    # People 0 and 4: the middle part holds no picture.
+    # People 0 and 5: the middle part holds no picture, the last one that of its second.
     pictures = load_arrays(folder / "pictures.npz")
-    assert pictures["of"].tolist() == [0, 4]
+    assert pictures["of"].tolist() == [0, 5]
+    described = recipe(config())
+    crops = open_people(config(), described).crops([0, 5])
+    np.testing.assert_array_equal(pictures["image"], crops.images)
     assert pictures["image"].shape == pictures["fill"].shape == (2, 32, 32, 3)
     assert pictures["owners"].shape == (2, 32, 32)
 
@@ -112,7 +119,7 @@ def test_numbers_of_the_record_equal_recomputation(folder):
     record = read(folder / "explanations.json")
     arrays = load_arrays(folder / "explanations.npz")
     source = data.open_source(config().data.eval, root=None, skeleton="lsp")
-    people = [source.person(n) for n in range(5)]
+    people = [source.person(n) for n in range(6)]
     labelled = np.stack([p.visible for p in people]) > 0
     np.testing.assert_array_equal(arrays["target_valid"], labelled)
     for name in ("empty", "full", "gap"):
@@ -138,8 +145,8 @@ def test_numbers_of_the_record_equal_recomputation(folder):
             if both.sum() > 1:
                 assert low - 1e-6 <= mean <= high + 1e-6
     assert some_missing  # Otherwise nothing was tested about people without a joint.
-    assert record["evaluations"] == arrays["evaluations"].sum() <= 5 * 448
-    assert record["rows"] == 448 and record["people"] == 5
+    assert record["evaluations"] == arrays["evaluations"].sum() <= 6 * 448
+    assert record["rows"] == 448 and record["people"] == 6
     assert record["largest_residual"] == pytest.approx(
         np.abs(arrays["residual"]).max(), rel=1e-5
     )
@@ -152,7 +159,7 @@ def test_numbers_of_the_record_equal_recomputation(folder):
     )
     assert record["quality"]["pck@0.1"] == pytest.approx((error[labelled] < 0.1).mean())
     assert record["quality"]["joints"] == labelled.sum()
-    for part in ("5 people", "limbs-v1", "similarity against predicted", "removal mean",
+    for part in ("6 people", "limbs-v1", "similarity against predicted", "removal mean",
                  "no flip test", "disc regions of 0.12", "centres labels"):  # fmt: skip
         assert part in record["protocol"]
     assert record["partition"]["clusters"]["head"] == ["neck", "head_top"]
@@ -205,7 +212,7 @@ def test_another_question_is_refused(folder, workdir, field, value):
 
 def test_other_settings_of_a_study_are_refused(folder, workdir):
     with pytest.raises(UserError, match="influence was made with other settings"):
-        explain.run(config(masks=3), str(workdir))
+        explain.run(config(masks=5), str(workdir))
 
 
 def test_a_damaged_part_is_named(folder, workdir, tmp_path):
@@ -229,7 +236,7 @@ def test_interdependence_equals_its_parts(folder):
     record = read(folder / "interdependence.json")
     parts = [load_arrays(p) for p in sorted((folder / "influence").glob("part-*.npz"))]
     drop = np.concatenate([p["influence"] for p in parts])
-    assert drop.shape == (5, K, K) and len(parts) == 3
+    assert drop.shape == (6, K, K) and len(parts) == 3
     counts = (~np.isnan(drop)).sum(0)
     assert record["counts"] == counts.tolist()
     mean = np.nansum(drop, 0, dtype=float) / np.maximum(counts, 1)
@@ -237,6 +244,8 @@ def test_interdependence_equals_its_parts(folder):
     np.testing.assert_allclose(found[counts > 0], mean[counts > 0], atol=1e-5)
     assert np.isnan(found[counts == 0]).all()
     valid = load_arrays(folder / "explanations.npz")["target_valid"]
+    clean = np.concatenate([p["clean"] for p in parts])
+    np.testing.assert_array_equal(~np.isnan(clean), valid)
     for t in range(K):  # The clean answer agrees with itself, where there is a target.
         assert record["clean"][t] == (1.0 if valid[:, t].any() else None)
     normalised = np.nan_to_num(np.array(record["normalised"], float))
@@ -310,7 +319,7 @@ def test_removals(folder, workdir):
     explainer = explain.make_explainer(
         config().explain, model_of(workdir), partitions.get("limbs-v1", LSP)
     )
-    people = explain.open_people(config(), explainer.recipe)
+    people = open_people(config(), explainer.recipe)
     crops = people.crops([0])
     (a,), (b,) = explainer(crops), explainer.with_removal("blur")(crops)
     for t in range(K):

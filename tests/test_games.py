@@ -308,6 +308,8 @@ spread, taken = games.explain_people(
     t.GAME, variables, people, t.PLAYERS, kind="owen", sharding=split, chunk_size=50
 )
 assert (taken == 448).all()
+alone = games.stack_people([t.person_of(centres, generator)])
+games.explain_people(t.GAME, variables, alone, t.PLAYERS, sharding=split, room=3)
 for name in ("player_values", "cluster_values", "empty", "full", "table"):
     a, b = getattr(plain, name), getattr(spread, name)
     np.testing.assert_allclose(a, b, rtol=3e-6, atol=1e-5)

@@ -383,6 +383,7 @@ def test_the_step_lowers_for_accelerators(platform, built):
     assert exported.platforms == (platform,)
 
 
+@pytest.mark.slow
 def test_resume_equals_uninterrupted(tmp_path):
     """Stopped after two of four steps and resumed: bit for bit the same weights."""
 
@@ -433,16 +434,14 @@ for count in (1, 8):
     mesh = sharding.make_mesh(sharding.MeshConfig(data=count), devices[:count])
     state, losses, _ = run(mesh)
     found.append((losses, np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.params)])))
-heatmap.make = made
-plain = run(sharding.make_mesh(sharding.MeshConfig(data=1), devices[:1]))[1]
-print(json.dumps(dict(losses=[f[0] for f in found] + [plain],
+print(json.dumps(dict(losses=[f[0] for f in found],
     worst=float(np.abs(found[0][1] - found[1][1]).max()))))
 """,
         environment,
     )
-    one, eight, plain = result["losses"]
+    one, eight = result["losses"]
     np.testing.assert_allclose(one, eight, rtol=1e-5)
-    assert result["worst"] < 1e-5 and one != plain
+    assert result["worst"] < 1e-5
 
 
 # --- mistakes ---------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def removal_mask(
         low, high = half - 0.5, jnp.array([width - 0.5, height - 0.5]) - half
         centre = low + (high - low) * jax.random.uniform(keys[5], (k, 2))
     boxes = jax.vmap(lambda c, h: regions.box_mask(c, h, size))(centre, half)
-    return (boxes & removed[:, None, None]).any(0)
+    return jnp.any(boxes & removed[:, None, None], 0)
 
 
 def _choose(labelled, removal: KeypointRemoval, keys) -> Bool[Array, "k"]:

@@ -113,7 +113,7 @@ class _Stage(NamedTuple):
 def _merge_all(distance: np.ndarray, twin: np.ndarray, most: int):
     """Every stage of the merging, and its rows in SciPy's format."""
     k = len(distance)
-    found = {i: (i,) for i in range(k)}
+    found: dict[int, tuple[int, ...]] = {i: (i,) for i in range(k)}
     stages, rows = [_Stage(0.0, _sorted(found.values()))], []
     while len(found) > 1:
         step = _closest(distance, twin, found, most)

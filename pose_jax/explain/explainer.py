@@ -15,6 +15,7 @@ from pose_jax.data.sources import AREA_OF_BOX
 from pose_jax.explain import games, scores, shapley
 from pose_jax.explain.explanation import Explanation
 from pose_jax.explain.games import Person, Players, PoseGame
+from pose_jax.explain.shapley.listed import extend
 from pose_jax.recipe import Recipe
 
 METHODS = ("group_shapley", "shapley")
@@ -41,6 +42,7 @@ class Crops(NamedTuple):
       areas: `[m]` of the people, square image pixels; None: 0.53 of the box.
       others: `[m, h, w, 3]` crops of other people, for `removal='other'`.
       masks: `[m, n, h, w]` for players that are masks.
+      whole_image: the boxes are the whole pictures, for want of others.
     """
 
     images: UInt8[np.ndarray, "m h w 3"]
@@ -51,6 +53,7 @@ class Crops(NamedTuple):
     areas: Float[np.ndarray, "m"] | None = None
     others: np.ndarray | None = None
     masks: np.ndarray | None = None
+    whole_image: bool = False
 
 
 class Explainer:
@@ -116,14 +119,16 @@ class Explainer:
             scores.make_score(score, recipe.codec)
         if kind not in ("gsv", "owen", "decoupled"):
             raise ValueError(f"kind {kind!r} is unknown; use gsv, owen or decoupled")
-        self.recipe, self.variables, self.players = recipe, variables, players
+        self.recipe, self.players = recipe, players
+        # On the device once, not at every call (folded weights are NumPy arrays).
+        self.variables = jax.device_put(variables)
         self.method, self.kind, self.score, self.removal = method, kind, score, removal
         self._reference, self._centres = reference, centres
         self._arguments = dict(
             method=method, kind=kind, score=score, reference=reference, centres=centres,
             removal=removal, chunk_size=chunk_size, sharding=sharding, key=key,
         )  # fmt: skip
-        self._chunk, self._sharding = chunk_size, sharding
+        self._chunk, self.sharding = chunk_size, sharding
         self._key = jax.random.key(0) if key is None else key
 
     def with_removal(self, removal: str) -> Explainer:
@@ -166,9 +171,14 @@ class Explainer:
         score = self.asks(labelled)[0]
         return PoseGame(described.module, described.spec, described.codec, score)
 
-    def people(self, crops: Crops) -> tuple[Person, dict[str, np.ndarray]]:
+    def people(
+        self, crops: Crops, *, room: int = 0
+    ) -> tuple[Person, dict[str, np.ndarray]]:
         """The games of these crops, and what was found on the way: predicted keypoints
         `[m, k, 2]` and centres in crop pixels, peaks, which keypoints are present.
+
+        Args:
+          room: people to compile for, at least.
 
         Raises:
           ValueError: the clean answer is not finite.
@@ -178,10 +188,12 @@ class Explainer:
         _, reference = self.asks(labelled)
         images = np.asarray(crops.images, np.float32)
         answer = games.clean_program(self.game(labelled))
-        points, peaks = map(np.asarray, answer(self.variables, jnp.asarray(images)))
+        padded = jnp.asarray(extend(images, max(room, len(images))))
+        found = answer(self.variables, padded)
+        points, peaks, sizes = (np.asarray(x)[: len(images)] for x in found)
         if not np.isfinite(points).all() or not np.isfinite(peaks).all():
             raise ValueError("the prediction is not finite: the weights hold NaN")
-        step = heatmaps.stride(codec, size, self._map_size())
+        step = heatmaps.stride(codec, size, (int(sizes[0, 0]), int(sizes[0, 1])))
         predicted = points * step
         valid = np.ones(points.shape[:2], bool)
         centres = labels = predicted
@@ -237,17 +249,12 @@ class Explainer:
         )
         image = np.asarray(crops.images[n], np.float32)
         fill = games.make_fill(
-            self.removal, image, owners, recipe.spec.mean,
+            self.removal, image, owners, recipe.spec.colour,
             side=self.players.side, key=self._key,
             other=None if crops.others is None else crops.others[n],
         )  # fmt: skip
         reference = scores.from_points(here, valid, recipe.skeleton, area)
         return Person(image, fill, owners, reference)
-
-    def _map_size(self) -> tuple[int, int]:
-        images = jnp.zeros((1, *self.recipe.spec.size, 3))
-        outputs: Any = jax.eval_shape(self.recipe.module.apply, self.variables, images)
-        return outputs.heatmaps.shape[2], outputs.heatmaps.shape[3]
 
     def __call__(self, crops: Crops, *, room: int = 0) -> list[Explanation]:
         """One explanation per person.
@@ -258,7 +265,7 @@ class Explainer:
         count = len(crops.images)
         if count == 0:
             return []
-        people, found = self.people(crops)
+        people, found = self.people(crops, room=room)
         labelled = crops.keypoints is not None
         fields, evaluations = self._values(people, labelled, room)
         return [
@@ -273,7 +280,7 @@ class Explainer:
         result, evaluations = games.explain_people(
             game, self.variables, people, self.players,
             kind="gsv" if self.kind == "decoupled" else self.kind,
-            chunk_size=self._chunk, sharding=self._sharding, room=room,
+            chunk_size=self._chunk, sharding=self.sharding, room=room,
         )  # fmt: skip
         fields = {}
         complete = shapley.reweight(result, "owen")
@@ -300,6 +307,7 @@ class Explainer:
         table, evaluations = shapley.coalition_table(
             game, every, args=(self.variables,), games=people, chunk_size=self._chunk,
             null_players=games.null_players(np.asarray(people.owners), n), room=room,
+            sharding=self.sharding,
         )  # fmt: skip
         table = jnp.where(people.reference.valid[:, None], table, 0)
         found = jax.vmap(lambda t: shapley.shapley_values(t, n))(table)
@@ -361,7 +369,11 @@ class Explainer:
             skeleton=self.recipe.skeleton,
             players=self.players,
             **{name: values[n] for name, values in fields.items()},
+            player_present=~games.null_players(
+                people.owners[n : n + 1], self.players.count
+            )[0],
             target_valid=found["valid"][n],
+            whole_image=crops.whole_image,
             evaluations=evaluations,
             keypoints=image_points,
             keypoint_scores=found["peaks"][n],

@@ -33,12 +33,14 @@ class Explanation:
         never or always seen; NaN where targets are no players.
       empty, full, baseline: `[K]` score of the context alone, of the whole picture, and
         where member bars start. residual, quotient_residual: `[K]`, rounding only.
+      player_present: `[n]` False for players that own no pixel.
       target_valid: `[K]` False where there is no label: the values mean nothing.
       evaluations: forward passes that this person took.
-      table: `[C, K]` scores of the coalitions `players.coalitions`.
+      table: `[C, K]` scores of the coalitions `players.coalitions` (`shapley`: of all 2^n).
       keypoints: `[K, 2]` predicted, image pixels. keypoint_scores: `[K]` peaks.
       centres: `[K, 2]` of the regions, crop pixels. present: `[K]` whether there is one.
       box: xywh, image pixels. matrix: image -> crop.
+      whole_image: no box was given, so the whole picture counted as one person.
       image, fill: `[h, w, 3]` crop and what hidden pixels show. owners: `[h, w]`.
     """
 
@@ -60,6 +62,7 @@ class Explanation:
     baseline: Float[np.ndarray, "k"]
     residual: Float[np.ndarray, "k"]
     quotient_residual: Float[np.ndarray, "k"]
+    player_present: Bool[np.ndarray, "n"]
     target_valid: Bool[np.ndarray, "k"]
     evaluations: int
     table: Float[np.ndarray, "c k"]
@@ -72,6 +75,7 @@ class Explanation:
     image: UInt8[np.ndarray, "h w 3"]
     fill: UInt8[np.ndarray, "h w 3"]
     owners: Int[np.ndarray, "h w"]
+    whole_image: bool = False
 
     @property
     def gap(self) -> Float[np.ndarray, "k"]:

@@ -174,6 +174,12 @@ def limb_players(
     used = [c for c in range(trunk + 1) if (home == c).any()]
     names = (*partition.cluster_names, "trunk")
     place = {c: i for i, c in enumerate(used)}
+    homeless = [c for c in set(owner.tolist()) if c not in place]
+    if homeless and trunk not in used:
+        raise ValueError(
+            f"cluster {partition.cluster_names[homeless[0]]!r} of {partition.name} holds no "
+            "limb and no limb joins two clusters; use another partition or players='disc'"
+        )
     return Players(
         kind="limbs",
         side=side,
@@ -311,13 +317,13 @@ def explain_people(
 ) -> tuple[GroupShapleyResult, Int[np.ndarray, "m"]]:
     """Grouped values of people in one compiled batch, and how many forward passes each took.
 
-    Coalitions that differ in null players only show the same picture and are evaluated once.
-    Over several devices (`sharding` of the coalition axis) all are evaluated. `room` is the
-    number of people to compile for, at least.
+    Coalitions that differ in null players only show the same picture and are evaluated once
+    (not for whole heatmaps, which are summed up without a table). `sharding` says how the
+    rows are split over devices; `room` is the number of people to compile for, at least.
     """
     valid = np.asarray(people.reference.valid)
     coalitions = shapley.grouped_coalitions(players.clusters, kind)
-    if sharding is not None or game.score == "heatmap":
+    if game.score == "heatmap":
         result = shapley.group_shapley(
             game, players.clusters, kind=kind, target_cluster=players.target_cluster,
             target_valid=valid, args=(variables,), games=people,
@@ -327,7 +333,7 @@ def explain_people(
     table, taken = shapley.coalition_table(
         game, coalitions, args=(variables,), games=people,
         null_players=null_players(np.asarray(people.owners), players.count),
-        chunk_size=chunk_size, room=room,
+        chunk_size=chunk_size, room=room, sharding=sharding,
     )  # fmt: skip
     result = shapley.group_values(
         table, players.clusters, kind=kind,
@@ -357,14 +363,7 @@ def conditional(
         raise ValueError("conditional values need the table of a gsv or owen game")
     if min(own) < 0:
         raise ValueError("targets that are no players cannot be hidden or shown")
-    rows = result.coalitions
-    place = {row.tobytes(): i for i, row in enumerate(rows)}
-    index = np.empty((len(rows), len(own)), int)
-    for t, player in enumerate(own):
-        changed = rows.copy()
-        changed[:, player] = target == "visible"
-        # Rows outside of the union belong to other clusters' games and weigh nothing here.
-        index[:, t] = [place.get(row.tobytes(), i) for i, row in enumerate(changed)]
+    index = _changed_rows(result.clusters, tuple(own), target == "visible")
     games = (slice(None),) * (result.target_valid.ndim - 1)
     picked = (*games, index, np.arange(len(own)))
     table = jax.tree.map(lambda t: t[picked], result.table)
@@ -375,15 +374,31 @@ def conditional(
     return dataclasses.replace(found, player_values=None)
 
 
+@functools.lru_cache(maxsize=32)
+def _changed_rows(clusters, own: tuple[int, ...], shown: bool) -> np.ndarray:
+    """`[C, K]` the row of each coalition with each target's own player set."""
+    rows = shapley.grouped_coalitions(clusters, "gsv")
+    place = {row.tobytes(): i for i, row in enumerate(rows)}
+    index = np.empty((len(rows), len(own)), int)
+    for t, player in enumerate(own):
+        changed = rows.copy()
+        changed[:, player] = shown
+        # Rows outside of the union belong to other clusters' games and weigh nothing here.
+        index[:, t] = [place.get(row.tobytes(), i) for i, row in enumerate(changed)]
+    return index
+
+
 @functools.lru_cache(maxsize=16)
-def clean_program(game: PoseGame) -> Callable[..., tuple[Array, Array]]:
+def clean_program(game: PoseGame) -> Callable[..., tuple[Array, Array, Array]]:
     """Compiled (variables, images `[m, h, w, 3]`) -> the model's own answer on untouched crops:
-    keypoints `[m, k, 2]` in heatmap pixels and the heights of their peaks `[m, k]`."""
+    keypoints `[m, k, 2]` in heatmap pixels, the heights of their peaks `[m, k]`, and the size
+    of the map `[m, 2]` (height, width)."""
 
     def one(variables, image):
         pixels = normalise(image[None], game.spec)
         outputs: Any = game.module.apply(variables, pixels)
         maps = heatmaps.activate(outputs.heatmaps[-1, 0], game.codec)
-        return heatmaps.locate(maps, game.codec), maps.max((0, 1))
+        size = jnp.array(maps.shape[:2])
+        return heatmaps.locate(maps, game.codec), maps.max((0, 1)), size
 
     return jax.jit(jax.vmap(one, (None, 0)))

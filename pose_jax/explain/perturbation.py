@@ -8,6 +8,7 @@ sizes of the masks are not public; the defaults are those of `regions`.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,6 +33,7 @@ def hidden_scores(
     aspect: tuple[float, float] = regions.BOX_ASPECT,
     chunk_size: int | None = None,
     room: int = 0,
+    sharding: Any = None,
     key: jax.Array,
 ) -> tuple[Float[np.ndarray, "m k"], Float[np.ndarray, "m n r k"]]:
     """Scores of the clean crops and with each of `masks` boxes at every joint.
@@ -41,7 +43,7 @@ def hidden_scores(
     Args:
       centres: joints, crop pixels.
       masks: r, boxes per joint.
-      room: people to compile for, at least.
+      room: people to compile for, at least. sharding: how rows are split over devices.
 
     Raises:
       ValueError: masks is not positive.
@@ -72,7 +74,7 @@ def hidden_scores(
     values = np.asarray(
         shapley.evaluate_rows(
             game, box, owner, args=(variables,), games=extended,
-            chunk_size=chunk_size, longest=room * (1 + joints * masks),
+            chunk_size=chunk_size, longest=room * (1 + joints * masks), sharding=sharding,
         )
     )  # fmt: skip
     masked = np.full((count, joints, masks, values.shape[1]), np.nan, np.float32)

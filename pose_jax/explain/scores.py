@@ -3,7 +3,8 @@
 A score is `score(heatmaps, reference) -> [k]` (`heatmap` gives whole maps). The reference is
 fixed by the clean picture or by labels and never by the picture that is scored: a score that
 looked up its own maximum could stay high after the joint jumped elsewhere (`peak` is that
-score, kept for comparison). Larger is better everywhere.
+score, kept for comparison). Larger is better everywhere but for
+`position_x` and `position_y`, which say where to the joint is pulled.
 
 | name | value | source |
 |---|---|---|
@@ -14,6 +15,7 @@ score, kept for comparison). Larger is better everywhere.
 | `mirror_contrast` | `value` minus the mirrored joint's map at the same pixel | left/right swaps |
 | `likelihood` | exp(-0.3 d), d from the map's centre of mass to the reference, map pixels | PoseIG (CVPR 2023) |
 | `displacement` | -d of the same centre of mass | |
+| `position_x`, `position_y` | the same centre of mass, map pixels, signed | coordinate sensitivity |
 | `log_likelihood` | log of the map's share at the reference (softmax over positions) | cross-entropy's own score |
 | `similarity` | keypoint similarity of the decoded position | COCO OKS; default with labels |
 | `thresholded` | share of the thresholds .50:.05:.95 below the similarity | keypoint AP of one person |
@@ -163,6 +165,14 @@ def _centre(maps) -> Float[Array, "k 2"]:
     return jnp.where(some[:, None], jnp.stack(sums, -1), 0.0)
 
 
+def _position_x(maps, reference, codec):
+    return _centre(maps)[:, 0]
+
+
+def _position_y(maps, reference, codec):
+    return _centre(maps)[:, 1]
+
+
 def _likelihood(maps, reference, codec):
     return jnp.exp(0.3 * _displacement(maps, reference, codec))
 
@@ -206,6 +216,8 @@ SCORES: dict[str, Callable[..., Any]] = {
     "mirror_contrast": _mirror_contrast,
     "likelihood": _likelihood,
     "displacement": _displacement,
+    "position_x": _position_x,
+    "position_y": _position_y,
     "log_likelihood": _log_likelihood,
     "similarity": _similarity,
     "thresholded": _thresholded,

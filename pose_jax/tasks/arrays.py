@@ -43,4 +43,4 @@ def load_arrays(path) -> dict[str, np.ndarray]:
 def plain(values: np.ndarray) -> Any:
     """JSON has no NaN: None."""
     rounded = np.round(np.asarray(values, float), 6)
-    return np.where(np.isnan(rounded), None, rounded).tolist()
+    return np.where(np.isnan(rounded), np.array(None), rounded.astype(object)).tolist()

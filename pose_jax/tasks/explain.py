@@ -8,6 +8,7 @@ then `explanations.npz` (every array of every person), `pictures.npz` (a few peo
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from pose_jax.tasks import explain_studies
 from pose_jax.tasks.arrays import load_arrays, plain, save_arrays
 from pose_jax.tasks.explain_people import People, open_people
 from pose_jax.tasks.removal import load_partition
+from pose_jax.trees import flat_names
 from pose_jax.writer import ProgressBar, is_main_process, read_json, say, write_json
 
 _OF_RUN = (
@@ -55,18 +57,27 @@ def run(config: Any, workdir: str) -> None:
         **{name: to_plain(section[name]) for name in _OF_RUN},
         "step": step,
         "data": people.name,
-        "people": [s.id for s in people.subjects],
-        "clusters": [list(c) for c in partition.clusters],
+        "people": [
+            [s.id, None if s.box is None else [float(v) for v in s.box]]
+            for s in people.subjects
+        ],
+        "cluster_members": [list(c) for c in partition.clusters],
+        "weights": _fingerprint(tree),
     }
     kind = "exact" if section.method == "shapley" else section.kind
     folder = epath.Path(workdir) / "explain" / f"{section.method}-{kind}-{section.name}"
     _claim(folder, asked)
     count = _parts(folder, explainer, people, section)
-    _barrier()
-    if not is_main_process():
-        return
+    _barrier()  # All parts are there.
+    if is_main_process():
+        _finish(folder, count, section, explainer, people, partition, step)
+    _barrier()  # A process that left now would end the others.
+
+
+def _finish(folder, count, section, explainer, people, partition, step) -> None:
+    """Everything that one process does: merge, means, studies, figures."""
     arrays = _merge(folder, count, people)
-    record = summarise(arrays, explainer, people, partition, described, step)
+    record = summarise(arrays, explainer, people, partition, step)
     write_json(folder / "explanations.json", record)
     say(
         f"{len(people)} people of {people.name}: {record['evaluations']:,} forward passes, "
@@ -109,6 +120,14 @@ def make_explainer(
         chunk_size=section.chunk or None,
         sharding=sharding.coalition_sharding(),
     )
+
+
+def _fingerprint(tree: Any) -> int:
+    """Of the weights: a step alone does not tell converted models apart."""
+    total = 0
+    for name, leaf in sorted(flat_names(tree).items()):
+        total = zlib.crc32(name.encode() + np.asarray(leaf).tobytes(), total)
+    return total
 
 
 def _claim(folder, asked: dict[str, Any]) -> None:
@@ -162,14 +181,17 @@ def _barrier() -> None:
 
 def _merge(folder, count: int, people: People) -> dict[str, np.ndarray]:
     parts = [load_arrays(folder / f"part-{n:04d}.npz") for n in range(count)]
-    rows = [part.pop("coalitions", np.zeros((0, 0), bool)) for part in parts]
+    rows = [part.pop("coalitions") for part in parts]
     merged = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
     pictures = {k: merged.pop(k) for k in list(merged) if k.startswith("picture_")}
     merged["id"] = np.array([s.id for s in people.subjects])
     merged["image_id"] = np.array(people.groups)
-    # Another version of the code may have made some parts, with rows in another order.
-    if rows[0].size and all(np.array_equal(rows[0], other) for other in rows):
-        merged["coalitions"] = rows[0]
+    if not all(np.array_equal(rows[0], other) for other in rows):
+        raise UserError(
+            f"parts of {folder} were made by different versions of this program; delete "
+            "that folder and run again"
+        )
+    merged["coalitions"] = rows[0]
     save_arrays(folder / "explanations.npz", merged)
     names = {k.removeprefix("picture_"): v for k, v in pictures.items()}
     save_arrays(folder / "pictures.npz", names)
@@ -188,18 +210,13 @@ def summarise(
     explainer: Explainer,
     people: People,
     partition: Partition,
-    described: Recipe,
     step: int,
 ) -> dict[str, Any]:
     """Settings, protocol and means over people; intervals resample pictures."""
-    players = explainer.players
+    players, described = explainer.players, explainer.recipe
     score, reference = explainer.asks(people.labelled)
     valid = arrays["target_valid"]
-    own = np.asarray(players.own)
-    there = np.ones((len(valid), players.count), bool)
-    if own.min() >= 0:
-        there[:, own] = arrays["present"]
-    both = valid[:, :, None] & there[:, None, :]
+    both = valid[:, :, None] & arrays["player_present"][:, None, :]
     influence = np.where(both, np.swapaxes(arrays["influence"], 1, 2), np.nan)
     kind = "exact" if explainer.method == "shapley" else explainer.kind
     regions = f"{players.kind} regions of {players.side:g} x crop height"

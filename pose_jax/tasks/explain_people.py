@@ -69,7 +69,7 @@ class People:
             half = max(len(self) // 2, 1)
             others = np.stack([self._one((n + half) % len(self))[0] for n in numbers])
             others = others.astype(np.float32)
-        labels = {}
+        labels: dict[str, Any] = {}
         if self.labelled:
             labels = dict(
                 keypoints=np.stack(points),
@@ -81,6 +81,8 @@ class People:
             np.stack(matrices),
             np.stack(boxes),
             others=others,
+            whole_image=not self.labelled
+            and all(self.subjects[n].box is None for n in numbers),
             **labels,
         )
 

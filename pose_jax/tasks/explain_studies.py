@@ -19,6 +19,7 @@ from pose_jax import partitions
 from pose_jax.config import UserError, to_plain
 from pose_jax.explain import games, interdependence, shapley
 from pose_jax.explain.explainer import Crops, Explainer
+from pose_jax.explain.explanation import Explanation
 from pose_jax.explain.games import BoxGame
 from pose_jax.explain.grouping import grouping_error
 from pose_jax.explain.perturbation import hidden_scores
@@ -85,14 +86,17 @@ def study_influence(section, folder, explainer, people, partition) -> Partition 
     # Thresholded similarity to the labels, or to the model's own clean answer.
     game = BoxGame(recipe.module, recipe.spec, recipe.codec, "thresholded")
     scored = explainer.with_score("thresholded")
+    if explainer.removal == "inpaint":  # It paints the regions only, not these boxes.
+        scored = scored.with_removal("mean")
     first_key = jax.random.key(0)
 
     def part(crops: Crops, numbers: list[int]) -> dict[str, np.ndarray]:
-        persons, seen = scored.people(crops)
+        room = min(section.batch, len(people))
+        persons, seen = scored.people(crops, room=room)
         clean, masked = hidden_scores(
             game, explainer.variables, persons, seen["centres"], seen["present"],
             masks=section.masks, chunk_size=section.chunk or None,
-            room=min(section.batch, len(people)),
+            room=room, sharding=explainer.sharding,
             key=jax.random.fold_in(first_key, numbers[0]),
         )  # fmt: skip
         drop = interdependence.influence(clean, masked, seen["present"], seen["valid"])
@@ -106,8 +110,8 @@ def study_influence(section, folder, explainer, people, partition) -> Partition 
     record = {
         "protocol": f"{len(people)} people of {people.name}; {section.masks} boxes per joint, "
         "area .8-3 % of the crop, aspect .5-2, filled by "
-        f"{explainer.removal}; mean drop of the thresholded keypoint similarity "
-        f"({'labels' if people.labelled else 'the clean answer'})",
+        f"{scored.removal}; mean drop of the thresholded keypoint similarity to the "
+        f"{scored.asks(people.labelled)[1]} joints",
         "keypoints": list(skeleton.keypoints),
         "influence": plain(measured.matrix),
         "low": plain(measured.low),
@@ -118,10 +122,11 @@ def study_influence(section, folder, explainer, people, partition) -> Partition 
     }
     found = None
     try:
-        # Rows in units of the joint's own patch: wrists and ankles would dominate.
-        weights = interdependence.affinity(
-            np.nan_to_num(measured.normalised, nan=0.0), skeleton.mirrored
-        )
+        # Rows in units of the joint's own patch: wrists and ankles would dominate. Where
+        # that does no harm that could be measured, there is no unit and no influence.
+        harmed = np.diagonal(measured.low) > 0
+        units = np.where(harmed[:, None], measured.normalised, 0.0)
+        weights = interdependence.affinity(units, skeleton.mirrored)
         clusters, cut = _clusters(weights, skeleton.mirrored)
         found = partitions.from_lists(f"found-{section.name}", clusters, skeleton)
         spectral = interdependence.spectral_clusters(weights, len(clusters))
@@ -177,6 +182,7 @@ def study_grouping(section, folder, explainer, people, partition, found) -> None
         table, _ = shapley.coalition_table(
             game, every, args=(explainer.variables,), games=persons,
             null_players=null, chunk_size=section.chunk or None,
+            sharding=explainer.sharding,
         )  # fmt: skip
         return {"table": np.asarray(table), "null": null, "valid": seen["valid"]}
 
@@ -222,14 +228,19 @@ def study_grouping(section, folder, explainer, people, partition, found) -> None
     own = record["clusterings"][partition.name]["kinds"]
     say(
         f"error of grouping by {partition.name} against {2**players.count:,} coalitions: "
-        + ", ".join(f"{k} {v['member_error']['mean'] or 0:.3f}" for k, v in own.items())
+        + ", ".join(f"{k} {_shown(v['member_error']['mean'])}" for k, v in own.items())
     )
+
+
+def _shown(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"
 
 
 def study_removals(section, folder, explainer, people) -> None:
     """Do explanations survive another fill? Kendall's tau of the players' influence."""
     chosen = _some(len(people), section.check_people)
     groups = [people.groups[n] for n in chosen]
+    known = load_arrays(folder / "explanations.npz")["influence"]
     record = {}
     for name in section.check_removals:
         if name == explainer.removal:
@@ -239,20 +250,19 @@ def study_removals(section, folder, explainer, people) -> None:
         def part(
             crops: Crops, numbers: list[int], other=other
         ) -> dict[str, np.ndarray]:
-            first, second = explainer(crops), other(crops)
-            taus = [_agreement(a, b) for a, b in zip(first, second)]
+            found = other(crops, room=min(section.batch, len(chosen)))
+            taus = [_agreement(known[n], e) for n, e in zip(numbers, found)]
             return {"tau": np.array(taus, np.float32)}
 
         arrays = _in_parts(
             folder / f"removal-{name}", people, section, part, {}, f"removal {name}",
             numbers=chosen, batch=min(section.batch, len(chosen)),
-            other="other" in (name, explainer.removal),
+            other=name == "other",
         )  # fmt: skip
         found = _interval(arrays["tau"], groups)
-        known = found["mean"] is not None
-        agree = known and found["mean"] >= AGREE
+        agree = found["mean"] is not None and found["mean"] >= AGREE
         record[name] = {**found, "people": len(chosen), "agree": agree}
-        if known and not agree:
+        if found["mean"] is not None and not agree:
             say(
                 f"explanations depend on the fill: Kendall's tau of {explainer.removal} and "
                 f"{name} is {found['mean']:.2f} (flagged below {AGREE})"
@@ -262,13 +272,12 @@ def study_removals(section, folder, explainer, people) -> None:
     )
 
 
-def _agreement(first, second) -> np.ndarray:
+def _agreement(influence: np.ndarray, second: Explanation) -> np.ndarray:
     """`[K]` tau over the players with a place; NaN where there is nothing to rank."""
-    taus = np.full(len(first.target_valid), np.nan)
-    own = np.asarray(first.players.own)
-    there = first.present[np.argsort(own)]
-    for t in np.flatnonzero(first.target_valid):
-        a, b = first.influence[there, t], second.influence[there, t]
+    taus = np.full(len(second.target_valid), np.nan)
+    there = second.player_present
+    for t in np.flatnonzero(second.target_valid):
+        a, b = influence[there, t], second.influence[there, t]
         if len(a) > 2 and np.ptp(a) > 0 and np.ptp(b) > 0:
             tau: Any = stats.kendalltau(a, b)
             taus[t] = tau.statistic
@@ -311,7 +320,7 @@ def _in_parts(
     """Arrays of `function` over people, kept part by part so that a stop loses one part."""
     numbers = list(range(len(people))) if numbers is None else numbers
     batch = batch or section.batch
-    index = {**asked, "numbers": numbers, "batch": batch, "chunk": section.chunk}
+    index = {**asked, "numbers": numbers, "batch": batch}
     index = to_plain(index)
     if read_json(stem / "index.json", index) != index:
         raise UserError(
@@ -319,14 +328,14 @@ def _in_parts(
             "it anew"
         )
     write_json(stem / "index.json", index)
-    other = section.removal == "other" if other is None else other
+    with_other = section.removal == "other" if other is None else other
     parts = []
     with ProgressBar(len(numbers), title) as bar:
         for start in range(0, len(numbers), batch):
             path = stem / f"part-{start // batch:04d}.npz"
             if not path.exists():
                 some = numbers[start : start + batch]
-                crops = people.crops(some, other=other)
+                crops = people.crops(some, other=with_other)
                 save_arrays(path, dict(function(crops, some)))
             parts.append(load_arrays(path))
             bar.update(min(start + batch, len(numbers)))

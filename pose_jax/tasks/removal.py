@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from pose_jax.config import UserError, to_plain, to_tuples
 from pose_jax.data.removal import KeypointRemoval
 from pose_jax.partitions import Partition
 from pose_jax.skeletons import Skeleton
-from pose_jax.writer import read_json
+from pose_jax.writer import is_main_process, read_json, write_json
 
 
 def load_partition(name: str, skeleton: Skeleton) -> Partition:
@@ -57,6 +58,27 @@ def make_removal(section: Any, skeleton: Skeleton, seed: int) -> KeypointRemoval
     if fields["kind"] == "gkr_value_weighted":
         weights = _weights(influence, skeleton, found)
     return KeypointRemoval(**fields, clusters=found.clusters, weights=weights)
+
+
+def claim_removal(removal: KeypointRemoval, workdir: str) -> None:
+    """Keep what the files said in `removal.json`: the config names them by path alone.
+
+    Raises:
+      UserError: the run was begun with other clusters or weights.
+    """
+    if not removal.active:
+        return
+    path = epath.Path(workdir) / "removal.json"
+    record, stored = to_plain(dataclasses.asdict(removal)), read_json(path)
+    if stored is None and is_main_process():
+        write_json(path, record)
+    if stored is not None and to_tuples(stored) != to_tuples(record):
+        names = [name for name in record if stored.get(name) != record[name]]
+        raise UserError(
+            f"{workdir} was begun with other keypoint removal ({', '.join(names)} differ: the "
+            "clusters or influence file has changed); restore the file or use another "
+            "--workdir"
+        )
 
 
 def _weights(path: str, skeleton: Skeleton, partition: Partition) -> tuple[float, ...]:

@@ -20,7 +20,7 @@ from pose_jax.pixels import ColourJitter
 from pose_jax.recipe import recipe
 from pose_jax.report import drawings
 from pose_jax.tasks import initialise
-from pose_jax.tasks.removal import make_removal
+from pose_jax.tasks.removal import claim_removal, make_removal
 from pose_jax.tasks.workdir import data_root
 from pose_jax.training import step as step_
 from pose_jax.training.objectives import OBJECTIVES
@@ -96,9 +96,11 @@ class Loop:
             self.select = data.open_source(c.data.select, **opened)
         augment = to_plain(c.data.train.augment)
         jitter = ColourJitter(**{n: augment.pop(n) for n in _COLOURS})
+        removal = make_removal(c.data.train.removal, trained.skeleton, c.seed)
+        claim_removal(removal, workdir)
         objective = OBJECTIVES[_known(c.objective.name)](
             c.objective, trained.module, trained.spec, trained.codec, jitter,
-            make_removal(c.data.train.removal, trained.skeleton, c.seed),
+            removal,
         )  # fmt: skip
         transform, schedule = make_optimiser(
             c.optimiser, c.train.steps, objective.trainable

@@ -56,7 +56,7 @@ def exact_shapley(
       games: pytree whose leaves lead with [m]: m games in one program. Every array of
         the result leads with [m] too.
       chunk_size: coalitions evaluated together, per device. By default 4 MiB (256 MiB on
-        an accelerator) of the largest array inside value_fn, within 16 and 8192.
+        an accelerator) of the largest array inside value_fn, within 1 and 8192.
       sharding: how the coalition axis is split over devices, a sharding of one axis.
       keep_table: keep all 2^n values; by default up to 64 MiB. Without them memory does
         not grow with the number of coalitions.

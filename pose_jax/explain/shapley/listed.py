@@ -8,6 +8,7 @@ ones is shorter by a factor of two for each such player, and equal to the last b
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding
 from jaxtyping import Bool, Int
 
 from pose_jax.explain.shapley.coalitions import Array, PyTree
@@ -30,6 +32,7 @@ def coalition_table(
     null_players: Bool[Array, "m n"] | None = None,
     chunk_size: int | None = None,
     room: int = 0,
+    sharding: NamedSharding | None = None,
 ) -> tuple[PyTree, Int[np.ndarray, "m"]]:
     """Values of coalitions for many games, equal ones evaluated once (eager calls only).
 
@@ -43,6 +46,7 @@ def coalition_table(
       chunk_size: rows evaluated together; by default as in `exact_shapley`.
       room: games that the program is compiled for, at least; calls with fewer games (the
         last part of a data set) then share it.
+      sharding: as in `evaluate_rows`.
 
     Returns:
       Tree of [m, c, *out], and how many rows each game took.
@@ -75,6 +79,7 @@ def coalition_table(
         args=args,
         chunk_size=chunk_size,
         longest=room * rows,
+        sharding=sharding,
     )
     for leaf in jax.tree.leaves(values):
         finite = (
@@ -87,7 +92,8 @@ def coalition_table(
                 f"value_fn returned a value that is not finite for coalition {present} of "
                 f"game {row // rows}"
             )
-    return jax.tree.map(lambda v: v[inverse], values), taken
+    # On the host: the number of distinct rows differs from call to call.
+    return jax.tree.map(lambda v: np.asarray(v)[inverse], values), taken
 
 
 def evaluate_rows(
@@ -99,6 +105,7 @@ def evaluate_rows(
     args: tuple = (),
     chunk_size: int | None = None,
     longest: int = 0,
+    sharding: NamedSharding | None = None,
 ) -> PyTree:
     """`value_fn(input, *args, game)` for a list of (input, game) pairs, in equal chunks.
 
@@ -106,44 +113,73 @@ def evaluate_rows(
 
     Args:
       inputs: tree of [r, ...]. game: number of each row's game.
+      chunk_size: rows evaluated together, per device.
       longest: rows that later calls may need (saves their compilation).
+      sharding: of one axis, how the rows are dealt to devices; each holds all games.
 
     Returns:
-      Tree of [r, *out].
+      Tree of NumPy arrays [r, *out].
     """
-    count = len(np.asarray(game))
-    chunk = chunk_size or _default_chunk(value_fn, inputs, args, games)
+    count, devices = len(np.asarray(game)), 1
+    if sharding is not None:
+        devices = math.prod(sharding.mesh.shape[name] for name in _axes(sharding))
     longest = max(longest, count, 1)
-    chunk = min(chunk, longest)
-    length = -(-longest // chunk) * chunk
+    share = -(-longest // devices)
+    chunk = chunk_size or _default_chunk(
+        value_fn, _shapes(inputs), _shapes((args, games))
+    )
+    chunk = min(chunk, share)
+    share = -(-share // chunk) * chunk
+    # Dealt out like cards: every device gets its part of the rows that are there.
+    place = np.arange(count) % devices * share + np.arange(count) // devices
 
-    program = _program(value_fn, chunk)
-    listed = inputs, np.asarray(game, np.int32)
-    padded = jax.tree.map(lambda x: extend(x, length), listed)
-    steps = jnp.int32(-(-count // chunk))
-    return jax.tree.map(lambda v: v[:count], program(steps, padded, args, games))
+    def deal(leaf):
+        leaf = np.asarray(leaf)
+        dealt = np.repeat(leaf[:1], devices * share, 0)
+        dealt[place] = leaf
+        return dealt
+
+    listed = jax.tree.map(deal, (inputs, np.asarray(game, np.int32)))
+    steps = np.int32(math.ceil(math.ceil(count / devices) / chunk))
+    table = _program(value_fn, chunk, sharding)(steps, listed, args, games)
+    return jax.tree.map(lambda v: np.asarray(v)[place], table)
 
 
-def extend(leaf, length: int) -> np.ndarray:
+def extend(leaf: Any, length: int) -> np.ndarray:
     """Copies of the first entry up to a length."""
     leaf = np.asarray(leaf)
     return np.concatenate([leaf, np.repeat(leaf[:1], length - len(leaf), 0)])
 
 
-def _default_chunk(value_fn, inputs, args, games) -> int:
-    def first(leaf):
-        aval = jax.typeof(leaf)
-        return jax.ShapeDtypeStruct(aval.shape[1:], aval.dtype)
+def _axes(sharding: NamedSharding) -> tuple[str, ...]:
+    axes = sharding.spec[0]
+    return (axes,) if isinstance(axes, str) else tuple(axes)
 
-    given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
-    closed = jax.make_jaxpr(lambda *a: value_fn(*a))(
-        jax.tree.map(first, inputs), *given, jax.tree.map(first, games)
+
+def _shapes(tree: PyTree) -> Any:
+    """Hashable: the structure and the shape and type of every leaf."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+
+
+@functools.lru_cache(maxsize=64)
+def _default_chunk(value_fn: Callable, inputs: Any, rest: Any) -> int:
+    """From the largest array of one evaluation, which is traced once per set of shapes."""
+    structure, shapes = rest
+    leaves = [jax.ShapeDtypeStruct(*s) for s in shapes]
+    args, games = structure.unflatten(leaves)
+    first = functools.partial(
+        jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     )
+    rows = inputs[0].unflatten([jax.ShapeDtypeStruct(*s) for s in inputs[1]])
+    closed = jax.make_jaxpr(lambda *a: value_fn(*a))(first(rows), *args, first(games))
     return chunk_rows(closed.jaxpr)
 
 
 @functools.lru_cache(maxsize=64)
-def _program(value_fn: Callable, chunk: int) -> Callable:
+def _program(
+    value_fn: Callable, chunk: int, sharding: NamedSharding | None
+) -> Callable:
     def evaluate(steps, listed, args, games):
         def block(start):
             inputs, game = jax.tree.map(
@@ -168,4 +204,16 @@ def _program(value_fn: Callable, chunk: int) -> Callable:
 
         return lax.fori_loop(0, steps, step, table)
 
-    return jax.jit(evaluate)
+    if sharding is None:
+        return jax.jit(evaluate)
+    spec = type(sharding.spec)
+    split = spec(_axes(sharding))
+    return jax.jit(
+        jax.shard_map(
+            evaluate,
+            mesh=sharding.mesh,
+            in_specs=(spec(), split, spec(), spec()),
+            out_specs=split,
+            check_vma=False,
+        )
+    )

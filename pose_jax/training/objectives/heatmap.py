@@ -83,7 +83,7 @@ class HeatmapObjective:
                 batch["keypoints"],
                 batch["visible"],
                 self.removal,
-                self.spec.mean,
+                self.spec.colour,
                 key=jax.random.fold_in(key, 1),
             )
             real = batch["mask"].astype(jnp.float32)
