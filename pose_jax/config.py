@@ -109,7 +109,7 @@ def default() -> Any:
                     aspect=(0.5, 2.0),
                     jitter_px=3.0,
                     fill="mean",
-                    partition="limbs-v1",
+                    clusters="limbs-v1",
                     influence="",
                 ),
             ),
@@ -194,10 +194,10 @@ def default() -> Any:
     )
     c.explain = ConfigDict(
         dict(
-            name="val",
+            split="val",
             method="group_shapley",
             kind="gsv",
-            partition="limbs-v1",
+            clusters="limbs-v1",
             players="disc",
             side=0.12,
             centres="auto",

@@ -5,6 +5,7 @@ import math
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import tiny_config
@@ -15,6 +16,8 @@ from pose_jax.estimator import Estimator
 from pose_jax.explain import games
 from pose_jax.explain.explainer import Crops, Explainer
 from pose_jax.explain.explanation import Explanation, stack
+from pose_jax.explain.games import PoseGame
+from pose_jax.explain.perturbation import hidden_scores
 from pose_jax.heatmaps import Codec
 from pose_jax.pixels import InputSpec, normalise
 
@@ -395,6 +398,44 @@ def test_stacked_arrays(explained):
     assert arrays["influence"].shape == (2, K, K)
     assert arrays["image"].shape == (2, 32, 32, 3)
     assert arrays["evaluations"].tolist() == [e.evaluations for e in explained["gsv"]]
+
+
+def test_scores_with_one_box_hidden(estimator, picture):
+    """The data of Perturbation Influence against boxes painted by hand."""
+    described, variables = estimator.inference
+    crops = crops_of(estimator, picture)
+    people, seen = explainer_of(estimator, score="value").people(crops)
+    present = np.array([[True, True, False, True, True], [True] * 5])
+    game = games.BoxGame(described.module, described.spec, described.codec, "value")
+    key, options = jax.random.key(5), dict(masks=3, area=(0.02, 0.06))
+    clean, masked = hidden_scores(
+        game, variables, people, seen["centres"], present, key=key, **options
+    )
+    assert clean.shape == (2, K) and masked.shape == (2, K, 3, K)
+    assert np.isnan(masked[0, 2]).all() and np.isfinite(masked[present]).all()
+    keys = jax.random.split(key, (2, K, 3))
+    whole = PoseGame(described.module, described.spec, described.codec, "value")
+    y, x = np.mgrid[:32, :32]
+    run = jax.jit(lambda person: whole(jnp.zeros(1, bool), variables, person))
+    for m, j, r in ((0, 0, 0), (0, 4, 2), (1, 2, 1)):
+        offsets = np.abs(np.stack([x, y], -1) - seen["centres"][m, j])
+        half = regions.random_half_sides((32, 32), area=(0.02, 0.06), key=keys[m, j, r])
+        inside = (offsets < np.asarray(half)).all(-1)
+        person = jax.tree.map(lambda leaf, m=m: np.asarray(leaf)[m], people)
+        person = person._replace(owners=np.where(inside, 0, -1).astype(np.int32))
+        np.testing.assert_allclose(masked[m, j, r], run(person), atol=1e-5)
+        free = person._replace(owners=np.full((32, 32), -1, np.int32))
+        np.testing.assert_allclose(clean[m], run(free), atol=1e-5)
+    assert (masked[1] != clean[1]).any()
+    again = hidden_scores(
+        game, variables, people, seen["centres"], present, key=key, room=7, chunk_size=5,
+        **options,
+    )  # fmt: skip
+    np.testing.assert_allclose(again[1], masked, atol=1e-5)
+    with pytest.raises(ValueError, match="masks=0; at least one box per joint"):
+        hidden_scores(
+            game, variables, people, seen["centres"], present, key=key, masks=0
+        )
 
 
 # --- mistakes ---------------------------------------------------------------------------

@@ -496,12 +496,12 @@ def test_files_of_a_removal(tmp_path):
     found = np.array(make_removal(section, COCO, 0).weights)
     assert np.argmax(found) == arm[0]
     np.testing.assert_allclose(np.delete(found, arm[0]), 0.05, atol=1e-9)
-    section.update(kind="gkr", partition="limbs")
+    section.update(kind="gkr", clusters="limbs")
     with pytest.raises(
         UserError, match=r"'limbs' is unknown; use one of limbs-v1.*json"
     ):
         make_removal(section, COCO, 0)
-    section.partition = str(clusters)
+    section.clusters = str(clusters)
     with pytest.raises(UserError, match="no such clusters file"):
         make_removal(section, COCO, 0)
     for content in (

@@ -1,6 +1,6 @@
 """`explain`: why was every joint placed where it was placed, over people of a data set.
 
-Writes `explain/<method>-<kind>-<name>/`: `part-*.npz` as it goes (the same command resumes),
+Writes `explain/<method>-<kind>-<split>/`: `part-*.npz` as it goes (the same command resumes),
 then `explanations.npz` (every array of every person), `pictures.npz` (a few people's crops),
 `explanations.json` (settings, protocol, means with intervals), the studies of
 `explain_studies` and `figures/`.
@@ -32,7 +32,7 @@ from pose_jax.trees import flat_names
 from pose_jax.writer import ProgressBar, is_main_process, read_json, say, write_json
 
 _OF_RUN = (
-    "method", "kind", "partition", "players", "side", "centres", "score", "reference",
+    "method", "kind", "clusters", "players", "side", "centres", "score", "reference",
     "removal", "count", "inputs", "boxes", "batch", "figures",
 )  # fmt: skip
 
@@ -49,7 +49,7 @@ def run(config: Any, workdir: str) -> None:
     tree, step = checkpoint.load_variables(workdir, section.checkpoint)
     model = described.inference(fit_variables(described, tree))
     people = open_people(config, described)
-    partition = load_partition(section.partition, described.skeleton)
+    partition = load_partition(section.clusters, described.skeleton)
     explainer = make_explainer(section, model, partition)
     explain_studies.check_players(section, explainer.players)
     # Which data and which weights: with these, and what was asked, the answer is fixed.
@@ -65,7 +65,9 @@ def run(config: Any, workdir: str) -> None:
         "weights": _fingerprint(tree),
     }
     kind = "exact" if section.method == "shapley" else section.kind
-    folder = epath.Path(workdir) / "explain" / f"{section.method}-{kind}-{section.name}"
+    folder = (
+        epath.Path(workdir) / "explain" / f"{section.method}-{kind}-{section.split}"
+    )
     _claim(folder, asked)
     count = _parts(folder, explainer, people, section)
     _barrier()  # All parts are there.
@@ -138,7 +140,7 @@ def _claim(folder, asked: dict[str, Any]) -> None:
     if names:
         raise UserError(
             f"{folder} answers another question ({', '.join(names)} differ); choose another "
-            "explain.name, or delete the folder"
+            "explain.split, or delete the folder"
         )
     if stored is None and is_main_process():
         write_json(folder / "index.json", asked)

@@ -128,7 +128,7 @@ def study_influence(section, folder, explainer, people, partition) -> Partition 
         units = np.where(harmed[:, None], measured.normalised, 0.0)
         weights = interdependence.affinity(units, skeleton.mirrored)
         clusters, cut = _clusters(weights, skeleton.mirrored)
-        found = partitions.from_lists(f"found-{section.name}", clusters, skeleton)
+        found = partitions.from_lists(f"found-{section.split}", clusters, skeleton)
         spectral = interdependence.spectral_clusters(weights, len(clusters))
         rand = interdependence.adjusted_rand
         record |= {

@@ -47,7 +47,7 @@ def make_removal(section: Any, skeleton: Skeleton, seed: int) -> KeypointRemoval
       ValueError: fields that do not fit together.
     """
     fields = to_tuples(to_plain(section))
-    partition, influence = fields.pop("partition"), fields.pop("influence")
+    partition, influence = fields.pop("clusters"), fields.pop("influence")
     if fields["kind"] == "none":
         return KeypointRemoval(**fields)
     found = load_partition(partition, skeleton)
