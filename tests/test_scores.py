@@ -80,6 +80,8 @@ def slow(name, maps, points):
                 "mirror_contrast": value - maps[int(point[1]), int(point[0]), twin],
                 "likelihood": np.exp(-0.3 * moved),
                 "displacement": -moved,
+                "position_x": centre[0] / mass.sum(),
+                "position_y": centre[1] / mass.sum(),
                 "log_likelihood": value - np.log(np.exp(one).sum()),
                 "similarity": similarity,
                 "thresholded": np.mean(
@@ -109,6 +111,12 @@ def test_a_joint_that_jumps_scores_less_unless_only_the_peak_counts(name, points
     jumped = score(name, gaussians(away), reference)
     if name == "peak":
         np.testing.assert_allclose(jumped[0], clean[0], rtol=1e-5)
+    elif name.startswith("position"):  # Signed: it goes where the joint went.
+        axis = "xy".index(name[-1])
+        moved = away[0, axis] - points[0, axis]
+        # The edge of the map cuts a part of the Gaussian off.
+        np.testing.assert_allclose(jumped[0] - clean[0], moved, atol=0.5)
+        assert abs(moved) > 1
     else:
         assert jumped[0] < clean[0] - 0.1 * abs(clean[0])
     if name != "mirror_contrast":
