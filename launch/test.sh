@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
 prepare_environment "$(hardware_extra)" test
-exec "$POSE_JAX_PYTHON" -m pytest -n 2 --dist loadfile "$@"
+exec "$POSE_JAX_PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
