@@ -417,6 +417,7 @@ def test_resume_equals_uninterrupted(tmp_path):
     assert all(0 < r["train/removed_area"] < 0.05 for r in rows if "train/loss" in r)
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one(environment):
     result = child(
         """

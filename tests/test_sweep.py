@@ -188,6 +188,7 @@ def test_a_second_sweep_is_refused(tmp_path, ran, monkeypatch):
     assert len(ran) == 8
 
 
+@pytest.mark.slow
 def test_in_the_background_through_the_command_line(tmp_path, environment, repository):
     """Returns at once; the child sweeps and compares, log and table are there."""
     config = write_config(tmp_path / "tiny_sweep.py")
