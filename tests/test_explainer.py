@@ -89,10 +89,12 @@ def test_inputs(estimator, picture, explained, tmp_path):
     assert ask(estimator, picture, []) == []
     assert ask(estimator, [], None) == []
     (by_path,) = ask(estimator, str(path), BOXES[1])
-    np.testing.assert_allclose(by_path.influence, second.influence, atol=1e-5)
+    np.testing.assert_allclose(
+        by_path.influence, second.influence, rtol=1e-5, atol=1e-5
+    )
     many = ask(estimator, [picture, path, picture], [BOXES, [], BOXES[:1]])
     assert [len(m) for m in many] == [2, 0, 1]
-    np.testing.assert_allclose(many[2][0].table, first.table, atol=1e-5)
+    np.testing.assert_allclose(many[2][0].table, first.table, rtol=1e-5, atol=1e-5)
 
 
 def test_the_answer_that_is_explained_is_the_prediction(estimator, picture, explained):
@@ -298,11 +300,15 @@ def test_batches_chunks_and_room_change_nothing(estimator, picture, explained):
     for options, room in (({}, 5), ({"chunk_size": 3}, 0), ({"chunk_size": 7}, 3)):
         found = explainer_of(estimator, **options)(crops, room=room)
         for a, b in zip(found, explained["gsv"]):
-            np.testing.assert_allclose(a.table, b.table, atol=1e-5)
-            np.testing.assert_allclose(a.member_values, b.member_values, atol=1e-5)
+            np.testing.assert_allclose(a.table, b.table, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(
+                a.member_values, b.member_values, rtol=1e-5, atol=1e-5
+            )
             assert a.evaluations == b.evaluations
     (alone,) = ask(estimator, picture, BOXES[1:])
-    np.testing.assert_allclose(alone.table, explained["gsv"][1].table, atol=1e-5)
+    np.testing.assert_allclose(
+        alone.table, explained["gsv"][1].table, rtol=1e-5, atol=1e-5
+    )
     assert explainer_of(estimator)(Crops(*(x[:0] for x in crops[:3]))) == []
 
 
@@ -325,7 +331,9 @@ def test_fills(estimator, picture, explained, removal):
     found = ask(estimator, picture, removal=removal, other=other)[0]
     assert found.removal == removal
     np.testing.assert_array_equal(found.owners, explained["gsv"][0].owners)
-    np.testing.assert_allclose(found.full, explained["gsv"][0].full, atol=1e-6)
+    np.testing.assert_allclose(
+        found.full, explained["gsv"][0].full, rtol=1e-5, atol=1e-6
+    )
     mean = 255 * np.array(estimator.recipe.spec.mean)
     same = removal == "mean"
     assert np.allclose(found.fill, mean, atol=0.51) == same
@@ -347,7 +355,7 @@ def test_with_another_fill_or_score(estimator, picture, explained):
     direct = ask(estimator, picture, removal="blur", kind="owen")[0]
     np.testing.assert_array_equal(blurred.table, direct.table)
     peaks = asked.with_score("peak")(crops)[0]
-    np.testing.assert_allclose(peaks.full, peaks.keypoint_scores, atol=1e-6)
+    np.testing.assert_allclose(peaks.full, peaks.keypoint_scores, rtol=1e-5, atol=1e-6)
 
 
 def test_box_players(estimator, picture, explained):
@@ -423,15 +431,15 @@ def test_scores_with_one_box_hidden(estimator, picture):
         inside = (offsets < np.asarray(half)).all(-1)
         person = jax.tree.map(lambda leaf, m=m: np.asarray(leaf)[m], people)
         person = person._replace(owners=np.where(inside, 0, -1).astype(np.int32))
-        np.testing.assert_allclose(masked[m, j, r], run(person), atol=1e-5)
+        np.testing.assert_allclose(masked[m, j, r], run(person), rtol=1e-5, atol=1e-5)
         free = person._replace(owners=np.full((32, 32), -1, np.int32))
-        np.testing.assert_allclose(clean[m], run(free), atol=1e-5)
+        np.testing.assert_allclose(clean[m], run(free), rtol=1e-5, atol=1e-5)
     assert (masked[1] != clean[1]).any()
     again = hidden_scores(
         game, variables, people, seen["centres"], present, key=key, room=7, chunk_size=5,
         **options,
     )  # fmt: skip
-    np.testing.assert_allclose(again[1], masked, atol=1e-5)
+    np.testing.assert_allclose(again[1], masked, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="masks=0; at least one box per joint"):
         hidden_scores(
             game, variables, people, seen["centres"], present, key=key, masks=0

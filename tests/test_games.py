@@ -312,7 +312,7 @@ alone = games.stack_people([t.person_of(centres, generator)])
 games.explain_people(t.GAME, variables, alone, t.PLAYERS, sharding=split, room=3)
 for name in ("player_values", "cluster_values", "empty", "full", "table"):
     a, b = getattr(plain, name), getattr(spread, name)
-    np.testing.assert_allclose(a, b, rtol=3e-6, atol=1e-5)
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)  # other batches, other rounding
 print("equal")
 """
 
