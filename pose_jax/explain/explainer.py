@@ -282,17 +282,15 @@ class Explainer:
             kind="gsv" if self.kind == "decoupled" else self.kind,
             chunk_size=self._chunk, sharding=self.sharding, room=room,
         )  # fmt: skip
-        fields = {}
-        complete = shapley.reweight(result, "owen")
-        fields["influence"] = complete.player_values
-        for target in ("hidden", "visible"):
-            values = np.full(np.shape(complete.player_values), np.nan)
+        fields = {"influence": shapley.reweight(result, "owen").player_values}
+        result = shapley.reweight(result, self.kind)
+        for target in games.TARGETS:
+            values = np.full(np.shape(result.member_values), np.nan)
             if min(self.players.own) >= 0:
                 values = games.conditional(
-                    shapley.reweight(result, self.kind), self.players.own, target
+                    result, self.players.own, target
                 ).member_values
             fields[f"{target}_values"] = values
-        result = shapley.reweight(result, self.kind)
         for name in (
             "member_values", "cluster_values", "quotient_values", "empty", "full",
             "baseline", "residual", "quotient_residual", "table",
