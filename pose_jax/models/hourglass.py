@@ -5,7 +5,8 @@ One file, one module: the published variants differ in numbers and three small r
 
 Taps, for stack `i` and level `l` (0 is the finest): `stem`, `stack{i}/input`,
 `stack{i}/skip{l}`, `stack{i}/encoder{l}`, `stack{i}/bottleneck`, `stack{i}/decoder{l}`,
-`stack{i}/features`, `stack{i}/heatmaps`.
+`stack{i}/features`, `stack{i}/heatmaps`; with an autoencoder also `stack{i}/code` and
+`stack{i}/reconstruction` (what the decoder reads instead of the bottleneck).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from pose_jax.arrays import Array
+from pose_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from pose_jax.models.layers import NormRelu, conv, conv1x1, max_pool2, upsample2
 from pose_jax.models.outputs import Edits, Outputs, Taps
 
@@ -41,6 +43,10 @@ class HourglassConfig:
         level (thesis), instead of before upsampling (Newell).
       head: width of the layer before the last 1x1; 0 = `features` (Newell), -1 = number of
         keypoints (thesis).
+      skips: levels that have a skip connection, 0 the finest; None = all. The others have no
+        parameters either.
+      autoencoder, code, autoencoder_output: what the bottleneck of every stack passes
+        through, see `autoencoder.AutoencoderConfig`.
       remat: recompute residual modules in the backward pass (saves memory).
       dtype: compute type of the layers; parameters and statistics stay float32.
       folded: normalisations that follow a convolution are part of it: an inference copy,
@@ -56,12 +62,24 @@ class HourglassConfig:
     shortcut: str = "identity"
     residual_after_upsample: bool = False
     head: int = 0
+    skips: tuple[int, ...] | None = None
+    autoencoder: str = "none"
+    code: int = 50
+    autoencoder_output: str = "relu"
     remat: bool = False
     dtype: str = "float32"
     folded: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "stem", tuple(self.stem))
+        levels = range(self.depth) if self.skips is None else self.skips
+        object.__setattr__(self, "skips", tuple(levels))
+        if not set(self.skips or ()) <= set(range(self.depth)):
+            raise ValueError(
+                f"model.skips={self.skips} names levels beyond 0..{self.depth - 1} "
+                "(model.depth)"
+            )
+        _ = self.squeeze  # Checks its fields.
         if self.shortcut not in SHORTCUTS:
             raise ValueError(
                 f"model.shortcut is {self.shortcut!r}; use one of {SHORTCUTS}"
@@ -72,6 +90,11 @@ class HourglassConfig:
         if len(self.stem) != 3:
             raise ValueError(f"model.stem holds three widths, not {self.stem}")
 
+    @property
+    def squeeze(self) -> AutoencoderConfig:
+        """The autoencoder of every stack."""
+        return AutoencoderConfig(self.autoencoder, self.code, self.autoencoder_output)
+
 
 def folded_norms(config: HourglassConfig) -> dict[str, str]:
     """The normalisations that a folded network lacks -> the convolution before each.
@@ -81,6 +104,11 @@ def folded_norms(config: HourglassConfig) -> dict[str, str]:
     """
     stacks = {f"stack{i}_norm": f"stack{i}_features" for i in range(config.stacks)}
     return {"stem_norm": "stem_conv", "norm2": "conv1", "norm3": "conv2"} | stacks
+
+
+def autoencoder_name(stack: int) -> str:
+    """Of the autoencoder's parameters."""
+    return f"stack{stack}_autoencoder"
 
 
 class Residual(nn.Module):
@@ -176,17 +204,25 @@ class Hourglass(nn.Module):
         def residuals(x, label, count=c.residuals):
             return self._residuals(x, c.features, f"{name}_{label}", train, count)
 
-        skips = []
+        skips = {}
         for level in range(c.depth):
-            skips.append(taps(f"{name}/skip{level}", residuals(x, f"skip{level}")))
+            if level in (c.skips or ()):
+                skip = residuals(x, f"skip{level}")
+                skips[level] = taps(f"{name}/skip{level}", skip)
             x = residuals(max_pool2(x, train=train), f"encoder{level}")
             x = taps(f"{name}/encoder{level}", x)
         x = residuals(x, "bottleneck", c.residuals * c.bottleneck_residuals)
         x = taps(f"{name}/bottleneck", x)
+        if c.autoencoder != "none":
+            squeeze = Autoencoder(c.squeeze, dtype, name=autoencoder_name(stack))
+            _, x = squeeze(x, train, lambda code: taps(f"{name}/code", code))
+            x = taps(f"{name}/reconstruction", x)
         for level in reversed(range(c.depth)):
             if not c.residual_after_upsample:
                 x = residuals(x, f"decoder{level}")
-            x = upsample2(x) + skips[level]
+            x = upsample2(x)
+            if level in skips:
+                x = x + skips[level]
             if c.residual_after_upsample and level > 0:
                 x = residuals(x, f"decoder{level}")
             x = taps(f"{name}/decoder{level}", x)
