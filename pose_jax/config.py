@@ -36,9 +36,12 @@ def source(name: str = "figures", **fields: Any) -> Any:
     | `lsp` | joints.mat, or a range of it: joints.mat[:1000] | folder |
     | `crops`, `tfds` | what the task `prepare` wrote to `prepare.path` | none |
 
-    Filters: `part` (`all`, or `train`/`held_out` of a split carved by image with the share
-    `holdout`), `min_keypoints`, `min_side_px` (longer side of the box),
-    `min_height_px`, `limit`.
+    Filters: `part` (`all`, or `train`/`held_out` of a carved split with the share `holdout`
+    of its `holdout_unit`, `image` or `person`), `min_keypoints`, `min_side_px` (longer side
+    of the box), `min_height_px`, `limit`; `labels` (`all`, or `visible`: occluded joints
+    count as not labelled). `crop`: `""` = the box as it is, `thesis` = the thesis's square
+    (see `data.thesis`; use `input.padding=1`). `weights`: .npz with `id` and `weight`, the
+    factor of each person in the loss (1 for people who are not listed).
     """
     section = ConfigDict(
         dict(
@@ -47,6 +50,10 @@ def source(name: str = "figures", **fields: Any) -> Any:
             images="",
             part="all",
             holdout=0.0,
+            holdout_unit="image",
+            labels="all",
+            crop="",
+            weights="",
             min_keypoints=1,
             min_side_px=0.0,
             min_height_px=0.0,
@@ -125,6 +132,8 @@ def default() -> Any:
             joint_weights=(),
             unlabelled_as_empty=False,
             occluded_weight=1.0,
+            noise=0.1,
+            file_order=False,
         )
     )
     c.optimiser = ConfigDict(
@@ -160,6 +169,28 @@ def default() -> Any:
             workers=0,
             threads=4,
             max_bad_images=0.01,
+        )
+    )
+    c.pretrain = ConfigDict(
+        dict(
+            steps=0,
+            batch=16,
+            labelled="all",
+            holdout=0.05,
+            noise=0.1,
+            file_order=False,
+            eval_every=500,
+            optimiser=dict(
+                name="sgd",
+                learning_rate=5e-4,
+                momentum=0.9,
+                schedule="milestones",
+                milestones=(0.25, 0.5, 0.75),
+                factor=0.5,
+                warmup_steps=0,
+                weight_decay=0.0,
+                clip=0.0,
+            ),
         )
     )
     c.init_from = ConfigDict(dict(path="", checkpoint="best", backbone_only=False))
@@ -215,6 +246,33 @@ def default() -> Any:
             exact_people=0,
             check_removals=("blur",),
             check_people=8,
+        )
+    )
+    c.analyse = ConfigDict(
+        dict(
+            studies=("skips", "latent", "clusters"),
+            name="",
+            splits=("train", "eval"),
+            count=0,
+            checkpoint="last",
+            batch=0,
+            threshold=0.1,
+            gates=(),
+            styles=("zero", "mean", "other"),
+            skeletons=20,
+            controls=dict(),
+            tap="auto",
+            labelled="all",
+            components=(1, 2, 3, 10, 30, 50, 100, -1),
+            steps=(-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0),
+            ranks=(0, 1, 2, 5, 10, 17, 20, 50, 100, 200, 500, 1000),
+            displaced=64,
+            clusters=(2, 3, 4, 5, 6, 7, 8, 9, 10),
+            restarts=10,
+            thumbnails=60,
+            view="pca",
+            resamples=1000,
+            seed=0,
         )
     )
     c.prepare = ConfigDict(

@@ -94,6 +94,23 @@ def coalition_sharding() -> NamedSharding | None:
     return NamedSharding(mesh, P(DATA))
 
 
+def local_mesh() -> Mesh:
+    """All devices of this process along the batch, for work that processes share out."""
+    devices = jax.local_devices()
+    return jax.make_mesh(
+        (len(devices), 1),
+        (DATA, MODEL),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices,
+    )
+
+
+def wait_for_processes(what: str) -> None:
+    """Until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from pose_jax.arrays import PyTree
 
@@ -26,3 +28,11 @@ def unflatten_names(tree: PyTree, values: Mapping[str, Any]) -> PyTree:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: values[path_name(path)], tree
     )
+
+
+def fingerprint(tree: PyTree) -> int:
+    """Of weights, names and numbers: a step alone does not tell two networks apart."""
+    total = 0
+    for name, leaf in sorted(flat_names(tree).items()):
+        total = zlib.crc32(name.encode() + np.asarray(leaf).tobytes(), total)
+    return total

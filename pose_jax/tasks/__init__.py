@@ -18,6 +18,18 @@ def _train(config: Any, workdir: str) -> None:
     train.run(config, workdir)
 
 
+def _pretrain(config: Any, workdir: str) -> None:
+    from pose_jax.tasks import pretrain
+
+    pretrain.run(config, workdir)
+
+
+def _analyse(config: Any, workdir: str) -> None:
+    from pose_jax.tasks import analyse
+
+    analyse.run(config, workdir)
+
+
 def _evaluate(config: Any, workdir: str) -> None:
     from pose_jax.tasks import evaluate
 
@@ -63,10 +75,12 @@ def _report(config: Any, workdir: str) -> None:
 TASKS: dict[str, Callable[[Any, str], None]] = {
     "convert": _convert,
     "prepare": _prepare,
+    "pretrain": _pretrain,
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
     "explain": _explain,
+    "analyse": _analyse,
     "sweep": _sweep,
     "compare": _compare,
     "report": _report,

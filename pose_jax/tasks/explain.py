@@ -8,7 +8,6 @@ then `explanations.npz` (every array of every person), `pictures.npz` (a few peo
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import jax
@@ -28,7 +27,7 @@ from pose_jax.tasks import explain_studies
 from pose_jax.tasks.arrays import load_arrays, plain, save_arrays
 from pose_jax.tasks.explain_people import People, open_people
 from pose_jax.tasks.removal import load_partition
-from pose_jax.trees import flat_names
+from pose_jax.trees import fingerprint
 from pose_jax.writer import ProgressBar, is_main_process, read_json, say, write_json
 
 _OF_RUN = (
@@ -62,7 +61,7 @@ def run(config: Any, workdir: str) -> None:
             for s in people.subjects
         ],
         "cluster_members": [list(c) for c in partition.clusters],
-        "weights": _fingerprint(tree),
+        "weights": fingerprint(tree),
     }
     kind = "exact" if section.method == "shapley" else section.kind
     folder = (
@@ -122,14 +121,6 @@ def make_explainer(
         chunk_size=section.chunk or None,
         sharding=sharding.coalition_sharding(),
     )
-
-
-def _fingerprint(tree: Any) -> int:
-    """Of the weights: a step alone does not tell converted models apart."""
-    total = 0
-    for name, leaf in sorted(flat_names(tree).items()):
-        total = zlib.crc32(name.encode() + np.asarray(leaf).tobytes(), total)
-    return total
 
 
 def _claim(folder, asked: dict[str, Any]) -> None:

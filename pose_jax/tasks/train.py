@@ -12,24 +12,16 @@ import jax
 import numpy as np
 from etils import epath
 
-from pose_jax import checkpoint, data, evaluation, inference, sharding
+from pose_jax import checkpoint, sharding
 from pose_jax.config import Interrupted, UserError, to_plain
-from pose_jax.data.augment import Augment
-from pose_jax.data.pipeline import TrainIterator, train_iterator
-from pose_jax.pixels import ColourJitter
 from pose_jax.recipe import recipe
 from pose_jax.report import drawings
 from pose_jax.tasks import initialise
-from pose_jax.tasks.removal import claim_removal, make_removal
-from pose_jax.tasks.workdir import data_root
+from pose_jax.tasks.feeds import announce, make_feed
 from pose_jax.training import step as step_
-from pose_jax.training.objectives import OBJECTIVES
 from pose_jax.training.optimiser import make_optimiser
 from pose_jax.training.state import TrainState, plateau_update
 from pose_jax.writer import MetricsWriter, ProgressBar, is_main_process, read_rows, say
-
-_COLOURS = tuple(f.name for f in dataclasses.fields(ColourJitter))
-
 
 def run(config: Any, workdir: str) -> None:
     """Train until `config.train.steps`, from the newest checkpoint of the workdir.
@@ -89,27 +81,15 @@ class Loop:
         sharding.check_batch(
             c.train.batch, self.mesh, accumulation=c.train.accumulation
         )
-        opened: dict[str, Any] = dict(root=data_root(), skeleton=c.skeleton)
-        self.source = data.open_source(c.data.train.source, **opened)
-        self.select = None
-        if c.data.select.name:
-            self.select = data.open_source(c.data.select, **opened)
-        augment = to_plain(c.data.train.augment)
-        jitter = ColourJitter(**{n: augment.pop(n) for n in _COLOURS})
-        removal = make_removal(c.data.train.removal, trained.skeleton, c.seed)
-        claim_removal(removal, workdir)
-        objective = OBJECTIVES[_known(c.objective.name)](
-            c.objective, trained.module, trained.spec, trained.codec, jitter,
-            removal,
-        )  # fmt: skip
+        self.feed = make_feed(c, self.recipe, trained, workdir, self.mesh)
+        objective = self.feed.objective
         transform, schedule = make_optimiser(
             c.optimiser, c.train.steps, objective.trainable
         )
-        k = trained.skeleton.num_keypoints
         self.state, shardings = step_.create_state(
             step_.make_init(objective, transform, average=c.train.ema > 0),
             jax.random.key(c.seed, impl="unsafe_rbg"),
-            step_.example_batch(trained.spec.size, k),
+            self.feed.example,
             self.mesh,
             fsdp=c.mesh.fsdp,
         )
@@ -124,14 +104,8 @@ class Loop:
             shardings,
             self.mesh,
         )  # fmt: skip
-        self.iterator: TrainIterator = train_iterator(
-            self.source, self.recipe.view, Augment(**augment),
-            batch=c.train.batch, seed=c.seed,
-            process=jax.process_index(), processes=jax.process_count(),
-            workers=c.train.workers, threads=c.train.threads,
-        )  # fmt: skip
+        self.iterator = self.feed.iterator
         self.checkpoints = checkpoint.Checkpoints(workdir, keep_last=c.train.keep_last)
-        self._predict: Any = None
         self.bad: set[int] = set()
         self.start = self._resume()
 
@@ -147,15 +121,11 @@ class Loop:
             self.iterator.set_state(found.position)
             say(f"resuming {self.workdir} at step {found.step}")
             return found.step
-        if self.config.init_from.path:
-            self.state = initialise.from_model(self.config, self.recipe, self.state)
-        parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
-        dropped = ", ".join(f"{n} {why}" for why, n in self.source.dropped.items())
-        say(
-            f"training {self.config.model.name} ({parameters:,} parameters) on "
-            f"{len(self.source)} people of {self.source.name}"
-            + (f" (left out: {dropped})" if dropped else "")
+        self.state = initialise.from_model(
+            self.config, self.recipe, self.state, self.workdir
         )
+        parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
+        announce(self.feed, self.config.model.name, parameters)
         return 0
 
     def run(self) -> None:
@@ -186,7 +156,7 @@ class Loop:
                         writer.write(done, row, "train/")
                         bar.update(done, _note(row))
                     score = None
-                    if self.select and (done == steps or _due(done, c.eval_every)):
+                    if self.feed.metric and (done == steps or _due(done, c.eval_every)):
                         score = self._select(done, writer)
                         window.restart()
                     if last or score is not None or _due(done, c.save_every):
@@ -210,26 +180,26 @@ class Loop:
             self._name_bad(rows["id"][unreadable])
             if jax.process_count() == 1:  # Else all of them together, at a log line.
                 self._check_bad()
-        sent = {name: rows[name] for name in step_.TRAIN_KEYS}
+        sent = {name: rows[name] for name in self.feed.example}
         return sharding.put_batch(sent, self.mesh), rows["id"]
 
     def _name_bad(self, rows: np.ndarray) -> None:
         for row in set(rows.tolist()) - self.bad:  # Each once, however many epochs.
             self.bad.add(row)
-            name = self.source.person(row).file_name
+            name = self.feed.file_name(row)
             say(f"unreadable picture skipped: {name}", everywhere=True)
 
     def _check_bad(self) -> None:
         """Too many unreadable pictures, over all processes, end the run."""
-        mine = np.zeros(len(self.source), bool)
+        mine = np.zeros(self.feed.rows, bool)
         mine[list(self.bad)] = True
         # Rows change processes from epoch to epoch; each counts once.
         count = int(sharding.any_over_processes(mine).sum())
-        if count > self.config.train.max_bad_images * len(self.source):
+        if count > self.config.train.max_bad_images * len(self.feed):
             raise UserError(
-                f"{count} unreadable pictures among {len(self.source)} people are more "
+                f"{count} unreadable pictures among {len(self.feed)} people are more "
                 f"than train.max_bad_images={self.config.train.max_bad_images:g}; repair "
-                f"{self.source.name}"
+                f"{self.feed.name}"
             )
 
     def _read(self, pending: tuple[int, Any, np.ndarray], window: Window) -> None:
@@ -240,7 +210,7 @@ class Loop:
             values["gradient_norm"]
         ):
             self.checkpoints.wait()
-            people = [self.source.person(int(row)).id for row in ids]
+            people = self.feed.describe(ids)
             raise UserError(
                 f"loss {values['loss']} with gradient norm {values['gradient_norm']} at "
                 f"step {done}; sample ids {people}; nothing was saved from it. Lower "
@@ -251,20 +221,10 @@ class Loop:
 
     def _select(self, done: int, writer: MetricsWriter) -> float:
         """Score on the selection split; also moves the plateau schedule."""
-        assert self.select is not None
-        c = self.config
-        if self._predict is None:
-            self._predict = inference.compile_predict(
-                inference.make_predict(self.recipe, flip_test=False), self.mesh
-            )
-        batch = sharding.round_up(min(c.evaluate.batch, len(self.select)), self.mesh)
-        found = inference.predict_source(
-            self.recipe, self.state.variables, self.select,
-            mesh=self.mesh, batch=batch, flip_test=False, compiled=self._predict,
-        )  # fmt: skip
-        score = evaluation.select_score(found, self.select, self.recipe, c)
-        writer.write(done, {c.train.select: score}, "select/")
-        say(f"step {done}: {c.train.select} on the selection split {score:.4f}")
+        c, name = self.config, str(self.feed.metric)
+        score = self.feed.score(self.state.variables)
+        writer.write(done, {name: score}, "select/")
+        say(f"step {done}: {name} on the selection split {score:.4f}")
         if c.optimiser.schedule == "plateau":
             self.state = dataclasses.replace(
                 self.state,
@@ -347,11 +307,3 @@ def _note(row: dict[str, float]) -> str:
         f"({row.get('loss_ratio', math.nan):.2f} of zero maps) "
         f"{row['images_per_second']:.0f} img/s, input wait {row['input_wait']:.0%}"
     )
-
-
-def _known(name: str) -> str:
-    if name not in OBJECTIVES:
-        raise UserError(
-            f"unknown objective.name {name!r}; choose one of {', '.join(OBJECTIVES)}"
-        )
-    return name

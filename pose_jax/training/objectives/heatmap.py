@@ -14,6 +14,7 @@ from pose_jax import heatmaps
 from pose_jax.arrays import Array, Batch, PyTree
 from pose_jax.data.removal import NOTHING, KeypointRemoval, remove_keypoints
 from pose_jax.heatmaps import Codec
+from pose_jax.models.autoencoder import PROJECTION
 from pose_jax.models.outputs import Outputs
 from pose_jax.pixels import ColourJitter, InputSpec, jitter_colours, normalise
 from pose_jax.training.state import Mean
@@ -135,8 +136,8 @@ class HeatmapObjective:
         }
 
     def trainable(self, path: str) -> bool:
-        """Every parameter is trained; `optimiser.freeze` narrows it."""
-        return True
+        """Every parameter but fitted projections; `optimiser.freeze` narrows it."""
+        return PROJECTION not in path.split("/")
 
     def _weights(self, batch: Batch) -> Float[Array, "b k"]:
         visible, mask = batch["visible"], batch["mask"].astype(jnp.float32)

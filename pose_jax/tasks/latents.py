@@ -1,0 +1,119 @@
+"""Collecting latents: taps of a trained network over a source, into stores on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from pose_jax import checkpoint, sharding
+from pose_jax.analysis import taps
+from pose_jax.data.latents import LatentStore
+from pose_jax.data.pipeline import to_skeleton
+from pose_jax.data.sources import Source
+from pose_jax.estimator import fit_variables
+from pose_jax.recipe import Recipe, recipe
+from pose_jax.trees import fingerprint
+from pose_jax.writer import ProgressBar, read_json, say
+
+
+class Trained(NamedTuple):
+    """A trained network ready to be looked into.
+
+    Attributes:
+      recipe, variables: its faster inference copy, see `Recipe.inference`.
+      weights: fingerprint of the weights as they were saved. step: of the checkpoint.
+    """
+
+    recipe: Recipe
+    variables: Any
+    weights: int
+    step: int
+
+
+def load_trained(workdir: Any, which: str | int, config: Any = None) -> Trained:
+    """The network of a workdir.
+
+    Raises:
+      CheckpointError: no checkpoint there.
+    """
+    stored = read_json(checkpoint.epath.Path(workdir) / "config.json")
+    described = recipe(stored or config)
+    tree, step = checkpoint.load_variables(workdir, which)
+    model = described.inference(fit_variables(described, tree))
+    return Trained(*model, fingerprint(tree), step)
+
+
+def collect(
+    trained: Trained,
+    source: Source,
+    folders: Mapping[str, Any],
+    *,
+    batch: int,
+    part_rows: int = 1024,
+) -> dict[str, LatentStore]:
+    """Latents of every person of a source: {tap: its complete store}.
+
+    Parts that exist are kept, so the same call resumes; processes share the parts, each on its
+    own devices.
+
+    Args:
+      folders: {tap: folder of its store}.
+
+    Raises:
+      DataError: a folder holds latents of another network.
+      ValueError: a tap that does not exist, or a value that is not finite.
+    """
+    described, count = trained.recipe, len(source)
+    names = [taps.require_tap(described, name) for name in folders]
+    shapes = taps.tap_shapes(described)
+    people = [
+        to_skeleton(source.person(row), source.skeleton, described.skeleton)
+        for row in range(count)
+    ]
+    spec = described.spec
+    shared: dict[str, Any] = dict(
+        weights=trained.weights,
+        step=trained.step,
+        source=source.name,
+        input={"size": list(spec.size), "padding": spec.padding, "area": spec.area},
+        ids=[p.id for p in people],
+        image_ids=[p.image_id for p in people],
+        labelled=np.array([(p.visible > 0).sum() for p in people]),
+        joints=described.skeleton.num_keypoints,
+        part_rows=part_rows,
+    )
+    stores = {
+        name: LatentStore.create(folder, tap=name, shape=shapes[name], **shared)
+        for name, folder in zip(names, folders.values())
+    }
+    first = stores[names[0]]
+    mesh = sharding.local_mesh()
+    batch = sharding.round_up(batch, mesh)
+    compiled = taps.compile_over(taps.make_reader(described, names), mesh)
+    variables = jax.device_put(trained.variables, sharding.replicated(mesh))
+    missing = [
+        number
+        for number in range(
+            jax.process_index(), first.num_parts, jax.process_count()
+        )
+        if not all(store.part(number).exists() for store in stores.values())
+    ]
+    with ProgressBar(sum(len(first.part_rows(n)) for n in missing), "collect") as bar:
+        done = 0
+        for number in missing:
+            rows = first.part_rows(number)
+            found = taps.read_taps(
+                described, variables, source, list(rows), names,
+                mesh=mesh, batch=batch, compiled=compiled,
+            )  # fmt: skip
+            for name, store in stores.items():
+                store.write_part(number, found[name])
+            done += len(rows)
+            bar.update(done)
+    sharding.wait_for_processes("latents are collected")
+    if missing:
+        say(f"latents of {count} people: {', '.join(str(f) for f in folders.values())}")
+    return {name: LatentStore.open(s.path) for name, s in stores.items()}
