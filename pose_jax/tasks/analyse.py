@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,11 +20,16 @@ from pose_jax.config import UserError, to_plain
 from pose_jax.data.pipeline import to_skeleton
 from pose_jax.data.sources import Source
 from pose_jax.metrics import pck as pck_
-from pose_jax.tasks.latents import Trained, collect, load_trained
+from pose_jax.tasks.latents import Trained, collect, folder_of, load_trained
 from pose_jax.tasks.workdir import data_root
 from pose_jax.writer import is_main_process, read_json, say, write_json
 
 HEALTH_PEOPLE = 500
+_SECTIONS: dict[str, Callable[[Any], Any]] = {
+    "train": lambda config: config.data.train.source,
+    "eval": lambda config: config.data.eval,
+}
+"""Name in `config.analyse.splits` -> its data section."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +67,7 @@ class Context:
 
     def latents(self, split: Split, tap: str):
         """The store of a tap over a whole split, collected if it is not there."""
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", f"{split.source.name}-{tap}").strip("-")
-        folder = epath.Path(self.workdir) / "latents" / slug
+        folder = folder_of(self.workdir, _SECTIONS[split.name](self.config), tap)
         batch = self.section.batch or self.config.evaluate.batch
         return collect(self.trained, split.source, {tap: folder}, batch=batch)[tap]
 
@@ -126,14 +129,12 @@ def _index(context: Context, health: dict[str, Any]) -> dict[str, Any]:
 
 
 def _open_split(config: Any, trained: Trained, name: str) -> Split:
-    sections = {"train": config.data.train.source, "eval": config.data.eval}
-    if name not in sections:
+    if name not in _SECTIONS:
         raise UserError(
-            f"analyse.splits holds {name!r}; use {' or '.join(sections)}"
+            f"analyse.splits holds {name!r}; use {' or '.join(_SECTIONS)}"
         )
-    source = data.open_source(
-        sections[name], root=data_root(), skeleton=config.skeleton
-    )
+    section = _SECTIONS[name](config)
+    source = data.open_source(section, root=data_root(), skeleton=config.skeleton)
     count = min(config.analyse.count or len(source), len(source))
     rows = np.linspace(0, len(source) - 1, count).round().astype(int)
     skeleton = trained.recipe.skeleton
@@ -221,10 +222,17 @@ def _redundancy(context: Context) -> None:
     analyse_redundancy.run(context)
 
 
+def _weights(context: Context) -> None:
+    from pose_jax.tasks import analyse_weights
+
+    analyse_weights.run(context)
+
+
 _STUDIES: dict[str, Callable[[Context], None]] = {
     "skips": _skips,
     "latent": _latent,
     "clusters": _clusters,
     "redundancy": _redundancy,
+    "weights": _weights,
 }
 """Name in `config.analyse.studies` -> what it does."""

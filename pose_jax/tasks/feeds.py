@@ -153,7 +153,9 @@ class LatentFeed:
         )
         root = data.under(data_root(), section.path)
         stacks = trained.module.config.stacks
-        self._stores = [LatentStore.open(root / f"stack{i}") for i in range(stacks)]
+        self._stores = [
+            LatentStore.open(root / f"stack{i}-bottleneck") for i in range(stacks)
+        ]
         people = self._stores[0].people()
         filters = data.filters_of(section)
         enough = people["labelled"] >= section.min_keypoints

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 
 from pose_jax import checkpoint, sharding
 from pose_jax.analysis import taps
@@ -17,6 +19,21 @@ from pose_jax.estimator import fit_variables
 from pose_jax.recipe import Recipe, recipe
 from pose_jax.trees import fingerprint
 from pose_jax.writer import ProgressBar, read_json, say
+
+
+def folder_of(workdir: Any, section: Any, tap: str) -> Any:
+    """Where a run keeps the latents of a tap over the people of a source section."""
+    people = "-".join(
+        str(section[name])
+        for name in ("name", "path", "part", "crop", "labels")
+        if section.get(name) not in ("", "all", None)
+    )
+    folder = epath.Path(workdir) / "latents"
+    return folder / _slug(people) / _slug(tap)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
 
 
 class Trained(NamedTuple):
@@ -39,7 +56,7 @@ def load_trained(workdir: Any, which: str | int, config: Any = None) -> Trained:
     Raises:
       CheckpointError: no checkpoint there.
     """
-    stored = read_json(checkpoint.epath.Path(workdir) / "config.json")
+    stored = read_json(epath.Path(workdir) / "config.json")
     described = recipe(stored or config)
     tree, step = checkpoint.load_variables(workdir, which)
     model = described.inference(fit_variables(described, tree))

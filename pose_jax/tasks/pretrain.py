@@ -7,7 +7,6 @@ in `latents/`, so that all arms and seeds of a study share them.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from pose_jax.models.autoencoder import PROJECTION
 from pose_jax.models.hourglass import autoencoder_name
 from pose_jax.recipe import recipe
 from pose_jax.tasks import initialise, train
-from pose_jax.tasks.latents import collect, load_trained
+from pose_jax.tasks.latents import collect, folder_of, load_trained
 from pose_jax.tasks.workdir import claim, data_root
 from pose_jax.writer import is_main_process, say
 
@@ -47,7 +46,7 @@ def run(config: Any, workdir: str) -> None:
         )
     stores = _collect(config, base)
     folder = str(epath.Path(workdir) / FOLDER)
-    staged = stage_config(config, epath.Path(base) / "latents" / source_slug(config))
+    staged = stage_config(config, stores[0].path.parent)
     if kind == "pca":
         _fit(staged, folder, stores)
         return
@@ -88,22 +87,15 @@ def data_section(latents: Any, holdout: float, min_keypoints: int) -> Any:
     )
 
 
-def source_slug(config: Any) -> str:
-    """A folder name for the people that `data.train.source` describes."""
-    section = config.data.train.source
-    name = f"{section.name}-{section.path}-{section.part}"
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
-
-
 def _collect(config: Any, base: str) -> list[LatentStore]:
     """The latents of every stack of the base, on the people of `data.train.source`."""
     trained = load_trained(base, config.init_from.checkpoint)
     people = data.open_source(
         config.data.train.source, root=data_root(), skeleton=config.skeleton
     )
-    root = epath.Path(base) / "latents" / source_slug(config)
     stacks = recipe(config).module.config.stacks  # type: ignore[attr-defined]
-    folders = {f"stack{i}/bottleneck": root / f"stack{i}" for i in range(stacks)}
+    names = [f"stack{i}/bottleneck" for i in range(stacks)]
+    folders = {n: folder_of(base, config.data.train.source, n) for n in names}
     found = collect(trained, people, folders, batch=config.evaluate.batch)
     return [found[name] for name in folders]
 
