@@ -4,7 +4,7 @@ Everything is written for one example (`[k, 2]` <-> `[y, x, k]`) and batched wit
 
 | codec field | values |
 |---|---|
-| `encode` | `unbiased` sub-pixel Gaussian, peak 1; `msra` centre rounded, cut at 3 sigma; `thesis` unit mass, sigma .5 visible / 1 occluded; `udp` sub-pixel on unit-interval coordinates |
+| `encode` | `unbiased` sub-pixel Gaussian, peak 1; `msra` centre rounded, cut at 3 sigma; `thesis` whole crop pixels, unit mass, sigma .5 visible / 1 occluded; `udp` sub-pixel on unit-interval coordinates |
 | `decode` | `argmax`; `quarter` (Newell et al. 2016: a quarter pixel towards the larger neighbour); `dark` (Zhang et al. 2020: Newton step on the log map); `udp` (Huang et al. 2020); `soft_argmax` |
 | `flip` | `aligned` moves the mirrored map by the exact offset; `shift` by one whole pixel (HRNet's convention); `none` |
 | `activation` | `none`: maps are used as they are; `softmax`: maps are logits, read as a probability over positions, scaled so that a perfect map peaks at 1 |
@@ -95,12 +95,15 @@ def render(
     """Target heatmaps of one example. Keypoints with `visible == 0` give empty maps.
 
     Args:
-      keypoints: (x, y) crop pixels.
+      keypoints: (x, y) crop pixels; `thesis` cuts their fractions off, as the thesis's
+        stored crops did.
       visible: 0 not labelled, 1 occluded, 2 visible.
       codec: see `Codec`.
       image_size, map_size: (height, width) of crop and heatmap.
     """
     scale = stride(codec, image_size, map_size)
+    if codec.encode == "thesis":
+        keypoints = jnp.floor(keypoints)
     centre = keypoints / jnp.asarray(scale, keypoints.dtype)
     height, width = map_size
     if codec.encode == "thesis":

@@ -260,6 +260,70 @@ def test_filters_count_original_pixels_and_pictures(store, root):
         CropsSource(root / "store", Filters(min_side_px=9999))
 
 
+def test_splits_by_person_and_visible_labels(store, root):
+    source, original = store
+    everyone = {p.id for p in original.people}
+    fields = dict(holdout=0.4, holdout_unit="person")
+    parts = [
+        CropsSource(root / "store", Filters(part=part, **fields))
+        for part in ("train", "held_out")
+    ]
+    people = [[p.person(row) for row in range(len(p))] for p in parts]
+    ids = [{p.id for p in half} for half in people]
+    assert ids[0] | ids[1] == everyone and not ids[0] & ids[1]
+    assert {p.image_id for p in people[0]} & {p.image_id for p in people[1]}
+    wanted = Filters(part="held_out", **fields)
+    assert ids[1] == {p.id for p in original.people if wanted.in_part(p.image_id, p.id)}
+    least = sorted(int((p.visible == 2).sum()) for p in original.people)[9]
+    seen = CropsSource(root / "store", Filters(labels="visible", min_keypoints=least))
+    assert len(seen) == sum((p.visible == 2).sum() >= least for p in original.people)
+    hidden = 0
+    for row in range(len(seen)):
+        person = seen.person(row)
+        full = source.person(int(seen.rows[row]))
+        hidden += (full.visible == 1).sum()
+        np.testing.assert_array_equal(person.visible, full.visible * (full.visible > 1))
+        assert not person.keypoints[person.visible == 0].any()
+    assert hidden and len(pickle.loads(pickle.dumps(seen))) == len(seen)
+
+
+def test_tables_count_people_without_visible_joints(store):
+    source, _ = store
+    table = source._table.copy()
+    table["visible"][:3] = np.minimum(table["visible"][:3], 1)
+    table["visible"][3, 2:] = np.minimum(table["visible"][3, 2:], 1)
+    table["visible"][3, :2] = 2
+    dropped = Counter()
+    rows = people_table.select_rows(
+        table, Filters(labels="visible", min_keypoints=3), dropped, "people"
+    )
+    assert dropped["without visible keypoints"] == 3
+    assert dropped["with fewer than 3 keypoints"] >= 1
+    assert len(rows) == len(table) - sum(dropped.values())
+
+
+def test_thesis_crops_come_from_whole_pictures(root, store):
+    section = config.source("crops", path="store", crop="thesis")
+    with pytest.raises(DataError, match="'crops' lacks; use coco, mpii or lsp"):
+        data.open_source(section, root=root, skeleton="coco")
+
+
+def test_weights_of_a_store(root, store):
+    ids = [store[0].person(row).id for row in (4, 7)]
+    np.savez(root / "weights.npz", id=ids, weight=[0.5, 3.0])
+    section = config.source("crops", path="store", weights="weights.npz")
+    source = data.open_source(section, root=root, skeleton="coco")
+    source = pickle.loads(pickle.dumps(source))
+    weights = [source.person(row).weight for row in range(len(source))]
+    expected = np.ones(PEOPLE)
+    expected[[4, 7]] = 0.5, 3.0
+    assert weights == expected.tolist() and len(source) == PEOPLE
+    np.testing.assert_array_equal(source.image(4), store[0].image(4))
+    assert source.name == store[0].name and source.dropped == store[0].dropped
+    with pytest.raises(DataError, match="COCO AP"):
+        _ = source.ground_truth
+
+
 def test_sources_travel_to_worker_processes(store, root):
     source = CropsSource(root / "store", Filters(limit=7))
     source.image(2)  # An open reader must not hinder.

@@ -14,6 +14,7 @@ from pose_jax.config import UserError, source, to_plain
 from pose_jax.data.checks import DataError
 from pose_jax.data.figures import FigureSource
 from pose_jax.estimator import Estimator
+from pose_jax.inference import Predictions
 from pose_jax.metrics.coco_ap import coco_ap
 from pose_jax.recipe import recipe
 from pose_jax.skeletons import COCO, get
@@ -404,3 +405,33 @@ def test_weights_of_another_network_are_listed(run, dataset, tmp_path):
     checkpoint.save_variables(tmp_path, tree, info={})
     with pytest.raises(checkpoint.CheckpointError, match="other shape.*config.model"):
         Estimator.load(tmp_path)
+
+
+def test_heatmap_pck_stands_with_both_denominators(run, dataset):
+    """One joint per person at the true cell, all others far off; one person unlabelled."""
+    c, _ = run
+    c = c.copy_and_resolve_references()
+    c.evaluate.metrics = ("heatmap_pck",)
+    described = recipe(c)
+    source = data.open_source(c.data.eval, root=None, skeleton="coco")
+    _, true, visible = evaluation.people_arrays(source, range(len(source)), described)
+    grid = np.full(visible.shape + (2,), 4)
+    guess = grid.copy()
+    guess[:, 1:] = 0
+    drawn = visible > 0
+    drawn[0] = False
+    predictions = Predictions(
+        rows=np.arange(len(source)), keypoints=true, scores=np.ones(visible.shape),
+        grid=guess, true_grid=grid, drawn=drawn, map_side=8,
+    )  # fmt: skip
+    result = evaluation.score(predictions, source, described, c.evaluate)
+    assert json.loads(json.dumps(result)) == result
+    for variant, kept in (("labelled", visible > 0), ("visible", visible == 2)):
+        found = result[f"heatmap_pck_{variant}"]
+        kept = kept & drawn
+        some = kept.any(1)
+        rates = kept[some, 0] / kept[some].sum(1)
+        assert 0 < some.sum() < len(source) == found["images"]
+        np.testing.assert_allclose(found["macro"], rates.mean())
+        np.testing.assert_allclose(found["macro_over_all"], rates.sum() / len(source))
+    assert result["heatmap_pck_limbs"]["macro_over_all"] == [0.0]

@@ -231,18 +231,48 @@ def test_heatmap_pck_variants_by_hand():
     result = heatmap_pck(predicted, true, visible).compute()
     assert result["macro"] == pytest.approx([(2 / 4 + 2 / 2) / 2])  # crop 2 is empty
     assert result["micro"] == pytest.approx([4 / 6])
-    assert result["entries"] == 2
+    assert result["entries"] == 2 and result["images"] == 3
+    assert result["macro_images"] == result["macro"]
+    assert result["macro_over_all"] == pytest.approx([(2 / 4 + 2 / 2) / 3])
     seen = heatmap_pck(predicted, true, visible, variant="visible").compute()
     assert seen["macro"] == pytest.approx([2 / 3]) and seen["entries"] == 1
+    # Crops 1 and 2 have no visible joint, yet the thesis divides by three.
+    assert seen["macro_images"] == seen["macro"] and seen["images"] == 3
+    assert seen["macro_over_all"] == pytest.approx([2 / 3 / 3])
     limbs = heatmap_pck(predicted, true, visible, variant="limbs").compute()
     # Pairs with a label: crop 0 elbows 1/2, crop 0 wrists 1/1, crop 1 elbows 1/1.
     assert limbs["macro"] == pytest.approx([(1 / 2 + 1 + 1) / 3])
     assert limbs["entries"] == 3 and limbs["micro"] == pytest.approx([3 / 4])
+    # Over the eight joints: crop 0 has 2 of 3, crop 1 has 1 of 1, crop 2 no label.
+    assert limbs["macro_images"] == pytest.approx([(2 / 3 + 1) / 2])
+    assert limbs["macro_over_all"] == pytest.approx([(2 / 3 + 1) / 3])
     assert set(limbs["joints"]) == {
         f"{s}_{j}"
         for s in ("left", "right")
         for j in ("elbow", "wrist", "knee", "ankle")
     }
+
+
+def test_image_means_merge_and_are_for_images_only():
+    predicted, true, visible, side = _points(n=9)
+    visible[[2, 8]] = 0
+
+    def record(rows, variant="limbs"):
+        part = predicted[rows], true[rows], visible[rows]
+        return heatmap_pck(*part, 640, names=COCO, variant=variant)
+
+    parts = [record(slice(0, 3)), record(slice(3, 3)), record(slice(3, 9))]
+    merged, whole = functools.reduce(Pck.merge, parts).compute(), record(slice(None))
+    for key in ("images", "macro_images", "macro_over_all"):
+        assert merged[key] == whole.compute()[key], key
+    assert merged["images"] == 9
+    nobody = record([2, 8]).compute()
+    assert nobody["images"] == 2
+    assert nobody["macro_over_all"] is None and nobody["macro_images"] is None
+    # Rows of other protocols may be padding: no such number is offered.
+    plain = pck(predicted, true, visible, side, [0.1], COCO)
+    assert not {"images", "macro_over_all"} & set(plain.compute())
+    assert plain.images is None and plain.merge(plain).images is None
 
 
 def test_heatmap_pck_refuses_unknown_variants_and_bodies():

@@ -6,6 +6,7 @@ import pytest
 from pose_jax import config, data, skeletons
 from pose_jax.data import pipeline
 from pose_jax.data.augment import Augment
+from pose_jax.data.weights import weighted
 from pose_jax.pixels import InputSpec
 
 VIEW = pipeline.View(InputSpec(size=(16, 16)), True, skeletons.COCO)
@@ -92,6 +93,19 @@ def test_eval_batches_are_padded_and_masked(source):
         [np.concatenate([a["id"], b["id"]]) for a, b in zip(*halves)]
     )
     np.testing.assert_array_equal(merged[masks], ids[masks])
+
+
+def test_weights_of_people_reach_the_batch(source):
+    factors = {str(source.person(row).id): 0.25 * row for row in (0, 1, 6)}
+    weighed = weighted(source, factors, "factors")
+    for row in (0, 1, 6):
+        plain = pipeline.make_sample(source, row, VIEW)
+        sample = pipeline.make_sample(weighed, row, VIEW)
+        labelled = plain["visible"] > 0
+        assert labelled.any()
+        np.testing.assert_array_equal(plain["weight"], labelled)
+        np.testing.assert_array_equal(sample["weight"], 0.25 * row * labelled)
+        assert sample["weight"].dtype == np.float32
 
 
 def test_flip_twice_is_identity(source):

@@ -126,12 +126,109 @@ def test_parts_split_by_picture_and_are_complementary(tmp_path):
     assert {a["image_id"] for a in truth["annotations"]} == pictures[1]
 
 
+def test_a_split_by_person_shares_pictures(tmp_path):
+    content = dataset(pictures=30, people=4)
+    path = write_coco(tmp_path, content)
+
+    def part(name):
+        filters = Filters(part=name, holdout=0.3, holdout_unit="person")
+        return sources.coco(path, tmp_path / "images", filters=filters)
+
+    train, held = part("train"), part("held_out")
+    ids = [{p.id for p in s.people} for s in (train, held)]
+    assert not ids[0] & ids[1] and len(ids[0] | ids[1]) == 120
+    assert 20 < len(ids[1]) < 52
+    pictures = [{p.image_id for p in s.people} for s in (train, held)]
+    assert len(pictures[0] & pictures[1]) > 10
+    # Scores of a part see all people of its pictures and ignore the others.
+    truth = held.ground_truth
+    assert {row["id"] for row in truth["images"]} == pictures[1]
+    listed = {a["id"] for a in content["annotations"] if a["image_id"] in pictures[1]}
+    assert {a["id"] for a in truth["annotations"]} == listed > ids[1]
+
+
+def test_occluded_joints_may_count_as_unlabelled(opened, content):
+    def change(d):
+        for position, v in enumerate(d["annotations"][2]["keypoints"][2::3]):
+            d["annotations"][2]["keypoints"][3 * position + 2] = min(v, 1)
+
+    full, seen = opened(change), opened(change, filters=Filters(labels="visible"))
+    assert len(full) == 12 and len(seen) == 11
+    assert seen.dropped == {"without visible keypoints": 1}
+    people, hidden = {p.id: p for p in full.people}, 0
+    for person in seen.people:
+        before = people[person.id]
+        kept = before.visible == 2
+        hidden += (before.visible == 1).sum()
+        np.testing.assert_array_equal(person.visible, np.where(kept, 2, 0))
+        np.testing.assert_array_equal(person.keypoints[kept], before.keypoints[kept])
+        assert not person.keypoints[~kept].any()
+    assert hidden > 10
+    for a in seen.ground_truth["annotations"]:
+        visible = np.array(a["keypoints"][2::3])
+        assert set(visible) <= {0, 2} and a["num_keypoints"] == (visible == 2).sum()
+    least = sorted(int((p.visible == 2).sum()) for p in full.people)[6]
+    few = opened(change, filters=Filters(labels="visible", min_keypoints=least))
+    assert len(few) == sum((p.visible == 2).sum() >= least for p in full.people) < 11
+
+
+# Weights
+
+
+def test_weights_come_from_a_file(tmp_path, content):
+    write_coco(tmp_path, content)
+
+    def people(ids, weights, **fields):
+        np.savez(tmp_path / "weights.npz", id=ids, weight=weights)
+        section = config.source(
+            "coco", path="people.json", weights="weights.npz", **fields
+        )
+        source = data.open_source(section, root=tmp_path, skeleton="coco")
+        assert isinstance(source, sources.PeopleSource)
+        return [p.weight for p in source.people]
+
+    assert people([2, 12], [0.5, 4]) == [1, 0.5, *[1] * 9, 4]
+    assert people(["2", "12"], [0.0, 4.0]) == [1, 0, *[1] * 9, 4]
+    assert people(np.zeros(0, int), np.zeros(0)) == [1] * 12
+    for ids, weights, message in [
+        ([2, 99, 98], [1, 1, 1], "2 of 3 ids are not in .* first is 99"),
+        ([2, 3], [1, -0.1], "1 weights are negative or not finite .* id 3"),
+        ([2, 3], [np.nan, np.inf], "2 weights are negative or not finite"),
+        ([2, 3], [1], r"id has shape \(2,\), weight \(1,\)"),
+        ([2, 2], [1, 1], "1 ids are listed twice"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            people(ids, weights)
+    with pytest.raises(DataError, match="1 of 1 ids are not in"):
+        people([12], [1.0], limit=3)
+
+
+def test_files_that_hold_no_weights(tmp_path, content):
+    write_coco(tmp_path, content)
+    np.savez(tmp_path / "other.npz", id=[1], factor=[1.0])
+    np.savez(tmp_path / "words.npz", id=[1], weight=["much"])
+    np.save(tmp_path / "plain.npy", np.ones(3))
+    (tmp_path / "text.npz").write_text("PK hello")
+    for name, message in [
+        ("nowhere.npz", "nowhere.npz does not exist; give a path under POSE_JAX_DATA"),
+        ("other.npz", "is no .npz with the arrays 'id' and 'weight'"),
+        ("words.npz", "is no .npz with the arrays"),
+        ("plain.npy", "is no .npz with the arrays"),
+        ("text.npz", "is no .npz with the arrays"),
+    ]:
+        section = config.source("coco", path="people.json", weights=name)
+        with pytest.raises(DataError, match=message):
+            data.open_source(section, root=tmp_path, skeleton="coco")
+
+
 @pytest.mark.parametrize(
     "fields,message",
     [
         ({"part": "test"}, "use all, train or held_out"),
         ({"part": "train"}, "needs 0 < holdout < 1"),
         ({"part": "held_out", "holdout": 1.0}, "needs 0 < holdout < 1"),
+        ({"holdout_unit": "crop"}, "holdout_unit is 'crop'; use image or person"),
+        ({"labels": "occluded"}, "labels is 'occluded'; use all or visible"),
     ],
 )
 def test_impossible_filters_are_refused(fields, message):

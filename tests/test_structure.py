@@ -23,7 +23,7 @@ STOREYS = [
     {"models", "data", "metrics", "report"},
     {"recipe"},
     {"training", "explain", "convert", "inference"},
-    {"evaluation", "estimator"},
+    {"evaluation", "estimator", "analysis"},
     {"occlusion"},
     {"tasks"},
     {"main"},
@@ -92,10 +92,23 @@ def test_nothing_heavy_is_imported(environment):
     assert done.returncode == 0, done.stderr
 
 
+THESIS = [
+    "thesis", "thesis-repaired", "thesis-stacked-ae", "thesis-small",
+    "thesis-small-repaired", "thesis-small-repaired-coco", "thesis-small-no-skips",
+    *(f"thesis-small-skip{level}" for level in range(4)),
+    "thesis-visible", "thesis-small-repaired-visible",
+]  # fmt: skip
+# Sections whose keys the user chooses.
+_OPEN = ("model.", "sweep.arms.", "analyse.controls.")
 CONFIGS = [
     ("quickstart", None),
     *(("removal_study", a) for a in ("lspet", "lspet-all", "lspet-weighted", "coco")),
-    *(("hourglass", a) for a in ("lspet", "coco", "mpii", "thesis", "thesis-small")),
+    *(
+        ("autoencoder", a)
+        for a in ("thesis", "small", "small-study", "small-study-all")
+    ),
+    *(("reweighting", a) for a in ("small", "analyse")),
+    *(("hourglass", a) for a in ("lspet", "coco", "mpii", *THESIS)),
     *(
         ("mobile", a)
         for a in ("hourglass", "pose_machine", "hourglass,coco", "pose_machine,coco")
@@ -128,7 +141,7 @@ def test_configs_build(repository, name, arg):
     assert jax.tree.leaves(shapes)
     known = set(flatten(to_plain(default())))
     for key in flatten(to_plain(c)):
-        assert key in known or key.startswith(("model.", "sweep.arms.")), key
+        assert key in known or key.startswith(_OPEN), key
     assert to_plain(to_tuples(to_plain(c))) == to_plain(c)
 
 

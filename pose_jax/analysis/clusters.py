@@ -10,7 +10,6 @@ from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.linalg
 import scipy.stats
 from jaxtyping import Bool, Float, Int
 
@@ -89,8 +88,8 @@ def _turned(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """
     centred = x - mean.astype(np.result_type(x, np.float32))
     if len(x) < x.shape[1]:
-        (triangle,) = scipy.linalg.qr(centred.T, mode="r", check_finite=False)
-        return np.ascontiguousarray(triangle[: len(x)].T)
+        triangle: np.ndarray = np.linalg.qr(centred.T, mode="r")  # pyright: ignore
+        return np.ascontiguousarray(triangle.T)
     return centred
 
 

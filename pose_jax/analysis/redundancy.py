@@ -85,9 +85,7 @@ def rank_channels(
     raise ValueError(f"the ranking is {ranking!r}; use one of {', '.join(RANKINGS)}")
 
 
-def make_pruned(
-    recipe: Recipe, tap: str
-) -> Callable[..., dict[str, Any]]:
+def make_pruned(recipe: Recipe, tap: str) -> Callable[..., dict[str, Any]]:
     """Pure function (variables, batch, kept [p, c], instead [c]) -> `keypoints [p, b, k, 2]`
     in crop pixels, with the channels that are not kept replaced by constants."""
 
@@ -114,9 +112,7 @@ def make_pruned(
     return pruned
 
 
-def make_idle_parameters(
-    recipe: Recipe, tap: str
-) -> Callable[..., Mapping[str, Any]]:
+def make_idle_parameters(recipe: Recipe, tap: str) -> Callable[..., Mapping[str, Any]]:
     """Pure function (variables, images uint8, kept [c], *, key) -> number of parameters that
     have no influence on the answer (gradient zero) once the other channels carry zero: their
     producers, and readers of nothing but them. A number for the whole network (everything

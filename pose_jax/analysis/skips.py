@@ -153,7 +153,7 @@ def cka(hsic_sums: Float[np.ndarray, "*s 3"]) -> Float[np.ndarray, "*s"]:
     """Linear CKA from summed `hsics`; NaN where a side does not vary."""
     cross, own, intact = np.moveaxis(np.asarray(hsic_sums, np.float64), -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return cross / np.sqrt(own * intact)
+        return np.asarray(cross / np.sqrt(own * intact))
 
 
 def size_classes(skeleton: Skeleton) -> dict[str, list[int]]:

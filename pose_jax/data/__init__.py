@@ -18,7 +18,9 @@ from pose_jax.data.crops import CropsSource
 from pose_jax.data.figures import Figure, FigureSource
 from pose_jax.data.lsp import lsp
 from pose_jax.data.mpii import mpii
-from pose_jax.data.sources import Filters, Person, Source
+from pose_jax.data.sources import Filters, PeopleSource, Person, Source
+from pose_jax.data.thesis import FIRST_PIXEL, thesis_crops
+from pose_jax.data.weights import read_weights, weighted
 
 
 @dataclasses.dataclass
@@ -70,21 +72,48 @@ def open_source(
       skeleton: the model's skeleton; figures are drawn for it.
 
     Raises:
-      DataError: missing or faulty files, nobody left after the filters.
-      ValueError: unknown source name.
+      DataError: missing or faulty files, nobody left after the filters, thesis crops of
+        people without pictures of their own.
+      ValueError: unknown source or crop name.
     """
+    if section.crop not in CROPS:
+        raise ValueError(
+            f"crop is {section.crop!r}; use '' (the box as it is) or 'thesis'"
+        )
     opener = SOURCES.get(section.name)
     if opener is None:
         raise ValueError(
             f"unknown data source {section.name!r}; choose one of {', '.join(SOURCES)}"
         )
-    return opener(
-        section,
+    plain = section
+    if section.crop:  # Crops are rejected before people are counted.
+        plain = section.copy_and_resolve_references()
+        plain.limit = 0
+    source = opener(
+        plain,
         root=root,
         skeleton=skeleton,
         area_source=area_source,
         need_area=need_area,
     )
+    if section.crop:
+        source = _cropped(source, section)
+    if section.weights:
+        path = under(root, section.weights)
+        source = weighted(source, read_weights(path), str(path))
+    return source
+
+
+def _cropped(source: Source, section: Any) -> Source:
+    if not isinstance(source, PeopleSource):
+        raise DataError(
+            f"crop={section.crop!r} needs whole pictures, which data source "
+            f"{section.name!r} lacks; use coco, mpii or lsp (the task prepare can store "
+            "such crops)"
+        )
+    # Only COCO's labels are misread by the thesis: the others are 0-based when they arrive.
+    first_pixel = FIRST_PIXEL if section.name == "coco" else 0.0
+    return thesis_crops(source, first_pixel=first_pixel, limit=section.limit)
 
 
 def _figures(section, *, skeleton, **_) -> Source:
@@ -148,6 +177,8 @@ def filters_of(section: Any) -> Filters:
         limit=section.limit,
         part=section.part,
         holdout=section.holdout,
+        holdout_unit=section.holdout_unit,
+        labels=section.labels,
     )
 
 
@@ -155,6 +186,9 @@ def under(root: Path | None, path: str) -> Path:
     """A path of the config: relative ones start from the folder of data sets."""
     return Path(path) if root is None else root / path
 
+
+CROPS = ("", "thesis")
+"""Values of `config.data.*.crop`."""
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "figures": _figures,

@@ -64,7 +64,7 @@ def lsp(
     people = []
     for index in range(len(points))[first:last]:
         number = index + 1
-        if not filters.in_part(number):
+        if not filters.in_part(number, number):
             continue
         labelled = visible[index] > 0
         if not labelled.any():

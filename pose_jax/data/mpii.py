@@ -72,7 +72,7 @@ def mpii(
     people = []
     for number, row in enumerate(rows):
         image_id = _image_id(row["name"])
-        if not filters.in_part(image_id):
+        if not filters.in_part(image_id, number + 1):
             continue
         if row["centre"][0] < 0:
             dropped["without a position"] += 1

@@ -93,29 +93,33 @@ def select_rows(
     """
     used = np.ones(len(table), bool)
     if filters.part != "all":
-        used = np.isin(table["image_id"], _in_part(table["image_id"], filters))
-    labelled = (table["visible"] > 0).sum(1)
+        used = _in_part(table, filters)
+    labelled = (filters.usable(table["visible"]) > 0).sum(1)
     sides = table["box"][:, 2:].max(1) / table["scale"]
     heights = table["box"][:, 3] / table["scale"]
-    few = used & (labelled < filters.min_keypoints)
-    small = used & ~few & (sides < filters.min_side_px)
-    low = used & ~few & ~small & (heights < filters.min_height_px)
-    for group in (few, small, low):
+    none = used & (labelled == 0) & (filters.labels == "visible")
+    few = used & ~none & (labelled < filters.min_keypoints)
+    small = used & ~none & ~few & (sides < filters.min_side_px)
+    low = used & ~none & ~few & ~small & (heights < filters.min_height_px)
+    for group in (none, few, small, low):
         if group.any():
             first = int(np.argmax(group))
             reason = filters.reason(
                 int(labelled[first]), float(sides[first]), float(heights[first])
             )
             dropped[str(reason)] += int(group.sum())
-    rows = np.flatnonzero(used & ~few & ~small & ~low)
+    rows = np.flatnonzero(used & ~none & ~few & ~small & ~low)
     if filters.limit:
         rows = rows[: filters.limit]
     checks.require_some(len(rows), dropped, name)
     return rows
 
 
-def _in_part(image_ids: np.ndarray, filters: Filters) -> list[Any]:
-    return [i for i in np.unique(image_ids).tolist() if filters.in_part(i)]
+def _in_part(table: np.ndarray, filters: Filters) -> np.ndarray:
+    column = table["id" if filters.holdout_unit == "person" else "image_id"]
+    ids = np.unique(column)
+    inside = [filters.in_part(i, i) for i in ids.tolist()]
+    return np.isin(column, ids[np.array(inside, bool)])
 
 
 class TableSource:
@@ -168,4 +172,5 @@ class TableSource:
 
     def person(self, row: int) -> Person:
         """The labels, in pixels of `image(row)`."""
-        return person_at(self._table, int(self.rows[row]), self._area_source)
+        person = person_at(self._table, int(self.rows[row]), self._area_source)
+        return self._filters.relabel(person)

@@ -99,7 +99,7 @@ def make_sample(
         "image": crop,
         "keypoints": keypoints.astype(np.float32),
         "visible": visible.astype(np.int32),
-        "weight": (visible > 0).astype(np.float32),
+        "weight": np.float32(person.weight) * (visible > 0).astype(np.float32),
         "id": np.int32(row),
         "mask": np.bool_(readable),
         "matrix": matrix,

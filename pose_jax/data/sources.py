@@ -20,6 +20,9 @@ from pose_jax.data.images import read_image
 AREA_OF_BOX = 0.53
 """Median ratio of segmentation to box area of COCO people; used where no area is given."""
 
+NO_VISIBLE = "without visible keypoints"
+"""Why people are dropped under `Filters.labels = "visible"`."""
+
 _ALIASES = {
     "upper_neck": "neck", "head_bottom": "neck", "top_head": "head_top",
     "head": "head_top",
@@ -39,6 +42,7 @@ class Person:
       area: segmentation area in square pixels (or its estimate), for OKS.
       box_score: confidence of a detected box, 1 for ground truth.
       head_size: 0.6 x diagonal of the head rectangle in pixels (MPII), else NaN.
+      weight: factor of the person in the loss.
     """
 
     id: int
@@ -50,6 +54,7 @@ class Person:
     area: float
     box_score: float = 1.0
     head_size: float = float("nan")
+    weight: float = 1.0
 
 
 @runtime_checkable
@@ -78,8 +83,11 @@ class Filters:
       min_side_px: longer side of the box at least, pixels.
       min_height_px: height of the box at least, pixels.
       limit: at most this many people (0 = all).
-      part: `all`, or `train`/`held_out` of a split carved by picture.
-      holdout: share of pictures in `held_out`.
+      part: `all`, or `train`/`held_out` of a carved split.
+      holdout: share of pictures (or people) in `held_out`.
+      holdout_unit: what the split shares out, `image` or `person`. By `person`, other
+        people of the same picture lie on the other side, with overlapping crops.
+      labels: `all`, or `visible`: occluded joints (v = 1) count as not labelled.
     """
 
     min_keypoints: int = 1
@@ -88,23 +96,41 @@ class Filters:
     limit: int = 0
     part: str = "all"
     holdout: float = 0.0
+    holdout_unit: str = "image"
+    labels: str = "all"
 
     def __post_init__(self):
+        for field, known in (
+            ("holdout_unit", ("image", "person")),
+            ("labels", ("all", "visible")),
+        ):
+            if getattr(self, field) not in known:
+                raise ValueError(
+                    f"{field} is {getattr(self, field)!r}; use {' or '.join(known)}"
+                )
         if self.part not in ("all", "train", "held_out"):
             raise ValueError(f"part is {self.part!r}; use all, train or held_out")
         if self.part != "all" and not 0 < self.holdout < 1:
             raise ValueError(f"part={self.part!r} needs 0 < holdout < 1")
 
-    def in_part(self, image_id: Any) -> bool:
-        """Whether a picture belongs to the part; depends on its id alone."""
+    def in_part(self, image_id: Any, person_id: Any = None) -> bool:
+        """Whether a person of a picture belongs to the part; depends on one id alone:
+        the picture's, or with `holdout_unit="person"` the person's."""
         if self.part == "all":
             return True
-        digest = hashlib.sha256(str(image_id).encode()).digest()
+        unit = person_id if self.holdout_unit == "person" else image_id
+        digest = hashlib.sha256(str(unit).encode()).digest()
         held_out = int.from_bytes(digest[:4], "big") / 2**32 < self.holdout
         return held_out == (self.part == "held_out")
 
+    def usable(self, visible: Int[np.ndarray, "*b"]) -> Int[np.ndarray, "*b"]:
+        """Visibility (0, 1, 2) of the labels that are used."""
+        return np.where(visible == 2, 2, 0) if self.labels == "visible" else visible
+
     def reason(self, keypoints: int, side_px: float, height_px: float) -> str | None:
         """Why somebody with so many labelled keypoints and such a box is left out."""
+        if keypoints == 0 and self.labels == "visible":
+            return NO_VISIBLE
         if keypoints < self.min_keypoints:
             return f"with fewer than {self.min_keypoints} keypoints"
         if side_px < self.min_side_px:
@@ -112,6 +138,14 @@ class Filters:
         if height_px < self.min_height_px:
             return f"less than {self.min_height_px:g} px high"
         return None
+
+    def relabel(self, person: Person) -> Person:
+        """The person with the labels that are used; the others are zero."""
+        if self.labels == "all":
+            return person
+        visible = self.usable(person.visible)
+        keypoints = np.where(visible[:, None] > 0, person.keypoints, 0.0)
+        return dataclasses.replace(person, keypoints=keypoints, visible=visible)
 
     def select(
         self, people: Iterable[Person], dropped: Counter[str], name: str
@@ -123,6 +157,7 @@ class Filters:
         """
         kept = []
         for person in people:
+            person = self.relabel(person)
             labelled = int((person.visible > 0).sum())
             height = float(person.box[3])
             reason = self.reason(labelled, float(person.box[2:].max()), height)
@@ -228,7 +263,7 @@ def coco(
     people: list[Person] = []
     dropped: Counter[str] = Counter()
     for annotation in dataset["annotations"]:
-        if not filters.in_part(annotation["image_id"]):
+        if not filters.in_part(annotation["image_id"], annotation["id"]):
             continue
         labels = annotation.get("keypoints") or ()
         if annotation.get("iscrowd"):
@@ -240,8 +275,7 @@ def coco(
             checks.check_person(annotation, skeleton, name, need_area=need)
             people.append(_person(annotation, files, area_source))
     people = filters.select(people, dropped, name)
-    if filters.part != "all":
-        dataset = _restrict(dataset, filters)
+    dataset = _restrict(dataset, filters)
     return PeopleSource(name, skeleton, people, Path(images), dropped, dataset)
 
 
@@ -296,10 +330,33 @@ def _person(annotation, files, area_source: str) -> Person:
 
 
 def _restrict(dataset, filters: Filters):
-    """The part of a COCO file that a carved split holds."""
-    images = [row for row in dataset["images"] if filters.in_part(row["id"])]
-    rows = [a for a in dataset["annotations"] if filters.in_part(a["image_id"])]
+    """The part of a COCO file that a carved split holds, with the labels that are used.
+
+    A split by person keeps the other people of its pictures: nobody predicts them, so scores
+    ignore them.
+    """
+    images, rows = dataset["images"], dataset["annotations"]
+    if filters.part != "all":
+        inside = {
+            a["image_id"] for a in rows if filters.in_part(a["image_id"], a["id"])
+        }
+        if filters.holdout_unit == "image":
+            inside = {row["id"] for row in images if filters.in_part(row["id"])}
+        images = [row for row in images if row["id"] in inside]
+        rows = [a for a in rows if a["image_id"] in inside]
+    if filters.labels == "visible":
+        rows = [_visible_only(a) for a in rows]
     return {**dataset, "images": images, "annotations": rows}
+
+
+def _visible_only(annotation: Mapping[str, Any]) -> dict[str, Any]:
+    numbers = np.reshape(annotation.get("keypoints") or (), (-1, 3))
+    kept = np.where(numbers[:, 2:] == 2, numbers, 0)
+    return {
+        **annotation,
+        "keypoints": kept.ravel().tolist(),
+        "num_keypoints": int((kept[:, 2] == 2).sum()),
+    }
 
 
 def _read(path: str | Path) -> Any:

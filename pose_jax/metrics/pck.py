@@ -111,16 +111,22 @@ def heatmap_pck(
     `macro`, the mean over the images with a label, following Andersen's bachelor
     thesis. It is not comparable with PCKh or box-normalised PCK.
 
+    The thesis's own denominators stand beside it: for "labelled" and "visible",
+    `macro_over_all` divides the sum of the images' rates by all images, also those that
+    have no such label. For "limbs", the thesis's published number is `macro` (over
+    image-and-pair entries), that of an older version `macro_over_all` (per image over
+    the eight joints, by all images); `macro_images` is the older one with the right
+    denominator.
+
     Args:
       predicted_grid, true_grid: `(x, y)` peak of each map in grid cells, one row per
         crop.
-      visible: as in `pck`.
+      visible: as in `pck`, but every row is an evaluated image, none is padding.
       size: side of the square heatmap.
       names: joints, in order.
       variant: "labelled": every labelled joint. "visible": joints with v = 2 only.
         "limbs": elbows, wrists, knees and ankles, where the unit of `macro` is one
-        (image, left/right pair) with a label. Means run over the units that have a
-        label; the thesis' code divides "visible" by all images instead.
+        (image, left/right pair) with a label.
 
     Raises:
       ValueError: as in `pck`; an unknown variant; joints that "limbs" needs are
@@ -146,6 +152,7 @@ def heatmap_pck(
         thresholds=(0.5,),
         strict=True,
         units=units,
+        count_images=True,
     )
 
 

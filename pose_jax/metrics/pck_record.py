@@ -9,7 +9,40 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-__all__ = ["Pck", "count_correct"]
+__all__ = ["ImageCounts", "Pck", "count_correct"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageCounts:
+    """Counts per image.
+
+    Attributes:
+      total: images that were evaluated, with or without a label.
+      correct, count: correct and labelled points of the images with a label.
+    """
+
+    total: int
+    correct: Int[np.ndarray, "t m"]
+    count: Int[np.ndarray, "m"]
+
+    def merge(self, other: ImageCounts) -> ImageCounts:
+        """The counts of both parts together."""
+        return ImageCounts(
+            self.total + other.total,
+            np.concatenate([self.correct, other.correct], 1),
+            np.concatenate([self.count, other.count]),
+        )
+
+    def means(self) -> dict[str, Any]:
+        """`images`, `macro_images` and `macro_over_all` of `Pck.compute`."""
+        rates = np.ascontiguousarray(_rate(self.correct, self.count))
+        some = rates.shape[1] > 0
+        over_all = (rates.sum(axis=1) / max(self.total, 1)).tolist() if some else None
+        return {
+            "images": self.total,
+            "macro_images": _mean(rates),
+            "macro_over_all": over_all,
+        }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,6 +60,8 @@ class Pck:
       entry_correct, entry_count: the same per unit of the macro mean: a person, or a
         (person, pair of limbs). Only units with a label are stored.
       left_out: persons without a usable normaliser; none of their points are counted.
+      images: counts per image; None where rows may be padding. With it the two means over
+        images are reported.
     """
 
     name: str
@@ -40,6 +75,7 @@ class Pck:
     entry_correct: Int[np.ndarray, "t n"]
     entry_count: Int[np.ndarray, "n"]
     left_out: int = 0
+    images: ImageCounts | None = None
 
     def merge(self, other: Pck) -> Pck:
         """The record of both parts together.
@@ -63,6 +99,11 @@ class Pck:
             entry_correct=np.concatenate([self.entry_correct, other.entry_correct], 1),
             entry_count=np.concatenate([self.entry_count, other.entry_count]),
             left_out=self.left_out + other.left_out,
+            images=(
+                self.images.merge(other.images)
+                if self.images and other.images
+                else None
+            ),
         )
 
     def compute(self) -> dict[str, Any]:
@@ -73,7 +114,10 @@ class Pck:
           dropped), `macro` (mean over units with a label), each a list along
           `thresholds`; `joints` {name: {count, pck}}; `visible` and `occluded` {count,
           pck}; `name`, `strict`, `labels`, `entries`, `left_out`. A rate without any
-          label is None.
+          label is None. Where `images` is known, also `images`; `macro_images` (mean over
+          images with a label; `macro` itself unless its units are smaller) and
+          `macro_over_all` (sum of the images' rates / all images: an image without a label
+          counts as wrong, as in the thesis's code).
         """
         joints = _rate(self.correct, self.count)
         used = self.count > 0
@@ -91,6 +135,7 @@ class Pck:
             "macro": _mean(_rate(self.entry_correct, self.entry_count)),
             "visible": _pooled(self.visible_correct, self.visible_count),
             "occluded": _pooled(hidden_correct, hidden_count),
+            **(self.images.means() if self.images else {}),
             "joints": {
                 name: {
                     "count": int(self.count[j]),
@@ -111,6 +156,7 @@ def count_correct(
     strict: bool,
     units: Sequence[Sequence[int]] | None = None,
     left_out: int = 0,
+    count_images: bool = False,
 ) -> Pck:
     """The record of a batch of errors.
 
@@ -120,6 +166,7 @@ def count_correct(
       units: joints of each unit of the macro mean; by default one unit of all joints,
         so that every row (person) is one entry.
       name, names, thresholds, strict, left_out: as in `Pck`.
+      count_images: every row is an image, none is padding (see `Pck.images`).
 
     Raises:
       ValueError: a threshold is not a positive number.
@@ -135,6 +182,11 @@ def count_correct(
     entry_correct = np.concatenate([hits[:, :, list(u)].sum(-1) for u in units], axis=1)
     entry_count = np.concatenate([labelled[:, list(u)].sum(-1) for u in units])
     some = entry_count > 0
+    images = None
+    if count_images:
+        of_image = labelled.sum(-1)
+        kept = of_image > 0
+        images = ImageCounts(len(labelled), hits.sum(-1)[:, kept], of_image[kept])
     return Pck(
         name=name,
         names=tuple(names),
@@ -147,6 +199,7 @@ def count_correct(
         entry_correct=entry_correct[:, some],
         entry_count=entry_count[some],
         left_out=left_out,
+        images=images,
     )
 
 

@@ -130,9 +130,7 @@ def _index(context: Context, health: dict[str, Any]) -> dict[str, Any]:
 
 def _open_split(config: Any, trained: Trained, name: str) -> Split:
     if name not in _SECTIONS:
-        raise UserError(
-            f"analyse.splits holds {name!r}; use {' or '.join(_SECTIONS)}"
-        )
+        raise UserError(f"analyse.splits holds {name!r}; use {' or '.join(_SECTIONS)}")
     section = _SECTIONS[name](config)
     source = data.open_source(section, root=data_root(), skeleton=config.skeleton)
     count = min(config.analyse.count or len(source), len(source))

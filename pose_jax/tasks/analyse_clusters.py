@@ -134,7 +134,9 @@ def _views(context, split: Split, x, rows, chosen):
     generator = np.random.default_rng(section.seed)
     arrays, shares = {}, {}
     groups = {"all": np.arange(len(x))}
-    groups |= {str(g): np.flatnonzero(chosen.labels == g) for g in range(len(chosen.centres))}
+    groups |= {
+        str(g): np.flatnonzero(chosen.labels == g) for g in range(len(chosen.centres))
+    }
     for name, members in groups.items():
         if len(members) < 3:
             continue

@@ -210,7 +210,10 @@ def _displacement(context, split: Split, fitted, numbers, tap, gates):
         entries = []
         for each in mean:
             ends = ratio_interval(
-                each.sum(1), labelled.sum(1), groups, resamples=context.section.resamples
+                each.sum(1),
+                labelled.sum(1),
+                groups,
+                resamples=context.section.resamples,
             )
             entries.append(
                 {
@@ -256,35 +259,35 @@ def _projection(context, split: Split, fitted, tap, gates) -> dict[str, Any]:
                 parts.append({k: v[..., :real, :, :] for k, v in found.items()})
                 bar.update(sum(p["whole"].shape[0] for p in parts))
 
-        def right(field: str, number: int | None = None) -> np.ndarray:
-            points = np.concatenate(
-                [p[field] if number is None else p[field][number] for p in parts]
-            )
+        def right(points: np.ndarray) -> np.ndarray:
             image = geometry.invert(points.astype(np.float64), matrices)
             error = np.linalg.norm(image - true, axis=-1) / sides[:, None]
             good = (error <= section.threshold) & labelled
             return good.sum(1)[None].astype(float)
 
-        whole = right("whole")
+        joined = {
+            field: np.concatenate([p[field] for p in parts], -3)
+            for field in ("whole", "only", "without")
+        }
+        whole = right(joined["whole"])
         entries: dict[str, Any] = {"whole": float(whole.sum() / asked.sum())}
         for field in ("only", "without"):
-            entries[field] = []
-            for n in range(len(ranks)):
-                counts = right(field, n)
-                d = paired_difference(
-                    counts, asked, whole, asked, groups, resamples=section.resamples
-                )
-                entries[field].append(
-                    {
-                        "pck": float(counts.sum() / asked.sum()),
-                        "minus_whole": d.estimate,
-                        "low": d.low,
-                        "high": d.high,
-                        "smallest_effect": d.smallest_effect,
-                    }
-                )
+            counts = [right(points) for points in joined[field]]
+            entries[field] = [
+                {"pck": float(c.sum() / asked.sum())}
+                | _difference(c, whole, asked, groups, section.resamples)
+                for c in counts
+            ]
         record[name] = entries
     return record
+
+
+def _difference(row, whole, asked, groups, resamples: int) -> dict[str, float]:
+    d = paired_difference(row, asked, whole, asked, groups, resamples=resamples)
+    return {
+        "minus_whole": d.estimate, "low": d.low, "high": d.high,
+        "smallest_effect": d.smallest_effect,
+    }  # fmt: skip
 
 
 def _names(context, split: Split, fitted, parts, rows, numbers) -> dict[str, Any]:

@@ -147,7 +147,9 @@ def _pruning(context, split: Split, tap: str, moments) -> dict[str, Any]:
     labelled, groups = visible > 0, [p.image_id for p in people]
     sides = pck_.box_longer_side(np.stack([p.box for p in people]))
     matrices = np.stack([crop_matrix(p, recipe.view) for p in people])
-    points = geometry.invert(np.concatenate(parts, 1).astype(np.float64), matrices[None])
+    points = geometry.invert(
+        np.concatenate(parts, 1).astype(np.float64), matrices[None]
+    )
     error = np.linalg.norm(points - true, axis=-1) / sides[:, None]
     right = ((error <= section.threshold) & labelled).sum(-1).astype(float)
     asked = labelled.sum(1)[None].astype(float)

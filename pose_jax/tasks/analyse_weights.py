@@ -55,7 +55,8 @@ def run(context: Context) -> None:
     factors = make_weights(error, misplaced, seed=context.section.seed)
     for name, weight in factors.items():
         save_arrays(
-            context.folder / f"weights-{name}.npz", {"id": found["id"], "weight": weight}
+            context.folder / f"weights-{name}.npz",
+            {"id": found["id"], "weight": weight},
         )
     low, high = mean_interval(
         np.stack([np.where(misplaced, error, np.nan), np.where(~misplaced, error, np.nan)], 1),
@@ -88,7 +89,9 @@ def make_weights(
       UserError: nobody is misplaced.
     """
     if not misplaced.any():
-        raise UserError("nobody is misplaced by these clusters: there is nothing to weigh")
+        raise UserError(
+            "nobody is misplaced by these clusters: there is nothing to weigh"
+        )
     relative = error / max(float(error.mean()), 1e-12)
     aimed = 1 + np.where(misplaced, relative, 0)
     aimed = aimed / aimed.mean()

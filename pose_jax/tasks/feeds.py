@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from pose_jax.writer import say
 _COLOURS = tuple(f.name for f in dataclasses.fields(ColourJitter))
 
 
+@runtime_checkable
 class Feed(Protocol):
     """Batches of one training.
 
@@ -125,9 +126,7 @@ class PeopleFeed:
             self._predict = inference.compile_predict(
                 inference.make_predict(self._recipe, flip_test=False), self._mesh
             )
-        batch = sharding.round_up(
-            min(c.evaluate.batch, len(self.select)), self._mesh
-        )
+        batch = sharding.round_up(min(c.evaluate.batch, len(self.select)), self._mesh)
         found = inference.predict_source(
             self._recipe, variables, self.select,
             mesh=self._mesh, batch=batch, flip_test=False, compiled=self._predict,
@@ -148,9 +147,7 @@ class LatentFeed:
 
     def __init__(self, config, trained: Recipe, mesh):
         c, section = config, config.data.train.source
-        self.objective = OBJECTIVES["latent"](
-            c.objective, trained.module, trained.spec
-        )
+        self.objective = OBJECTIVES["latent"](c.objective, trained.module, trained.spec)
         root = data.under(data_root(), section.path)
         stacks = trained.module.config.stacks
         self._stores = [
@@ -167,9 +164,14 @@ class LatentFeed:
             raise UserError(f"no latent of {root} passes the filters of its source")
         self.metric = "reconstruction" if len(self._held_out) else None
         self._ids = people["id"]
-        self.name, self.dropped = f"latents of {self._stores[0].index['source']}", {
-            f"with fewer than {section.min_keypoints} keypoints": int((~enough).sum())
-        }
+        self.name, self.dropped = (
+            f"latents of {self._stores[0].index['source']}",
+            {
+                f"with fewer than {section.min_keypoints} keypoints": int(
+                    (~enough).sum()
+                )
+            },
+        )
         shape = (1, stacks, *self._stores[0].shape)
         self.example = {
             "latent": jnp.zeros(shape, jnp.float32),

@@ -113,9 +113,7 @@ def collect(
     variables = jax.device_put(trained.variables, sharding.replicated(mesh))
     missing = [
         number
-        for number in range(
-            jax.process_index(), first.num_parts, jax.process_count()
-        )
+        for number in range(jax.process_index(), first.num_parts, jax.process_count())
         if not all(store.part(number).exists() for store in stores.values())
     ]
     with ProgressBar(sum(len(first.part_rows(n)) for n in missing), "collect") as bar:

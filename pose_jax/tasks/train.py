@@ -23,6 +23,7 @@ from pose_jax.training.optimiser import make_optimiser
 from pose_jax.training.state import TrainState, plateau_update
 from pose_jax.writer import MetricsWriter, ProgressBar, is_main_process, read_rows, say
 
+
 def run(config: Any, workdir: str) -> None:
     """Train until `config.train.steps`, from the newest checkpoint of the workdir.
 

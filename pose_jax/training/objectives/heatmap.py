@@ -144,7 +144,10 @@ class HeatmapObjective:
         weight = jnp.where(visible > 0, batch["weight"], 0.0)
         weight = jnp.where(visible == 1, weight * self.occluded_weight, weight)
         if self.unlabelled_as_empty:
-            weight = jnp.where(visible == 0, 1.0, weight)
+            # An unlabelled joint has no weight of its own: the person's factor counts.
+            factor = batch["weight"].max(1, keepdims=True)
+            factor = jnp.where((visible > 0).any(1, keepdims=True), factor, 1.0)
+            weight = jnp.where(visible == 0, factor, weight)
         if self.joint_weights:
             weight = weight * jnp.asarray(self.joint_weights, jnp.float32)
         return weight * mask[:, None]

@@ -68,7 +68,9 @@ class LatentObjective:
     def trainable(self, path: str) -> bool:
         """The autoencoders, except fitted projections."""
         parts = path.split("/")
-        return any(p.endswith("_autoencoder") for p in parts) and PROJECTION not in parts
+        return (
+            any(p.endswith("_autoencoder") for p in parts) and PROJECTION not in parts
+        )
 
     def _compare(self, clean, restored, batch, variables):
         mask = batch["mask"].astype(jnp.float32)
