@@ -184,7 +184,7 @@ def _thesis_small(c):
         **_COCO17, path="coco17/person_keypoints_val.json", crop="thesis"
     )
     c.data.eval = source(**train, part="held_out")
-    c.train.update(steps=4000, save_every=500, eval_every=500)
+    c.train.update(steps=2500, save_every=500, eval_every=500)
     c.evaluate.name = "thesis-small-test"
     return c
 

@@ -52,5 +52,6 @@ def get_config(arg="hourglass,lspet"):
         name=f"{data}-val", metrics=("pck", "pck_torso"), flip_test=False, batch=8,
         overlays=24,
     )  # fmt: skip
+    c.analyse.splits = ("eval",)
     c.predict.update(flip_test=False, count=12)
     return c

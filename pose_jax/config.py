@@ -295,7 +295,7 @@ def default() -> Any:
         )
     )
     c.compare = ConfigDict(dict(baseline="none", threshold=0.1, resamples=2000))
-    c.report = ConfigDict(dict(title=""))
+    c.report = ConfigDict(dict(title="", beside=()))
     c.mesh = ConfigDict(dict(data=-1, model=1, fsdp=False))
     return c
 

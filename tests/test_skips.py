@@ -314,5 +314,4 @@ def test_idle_parameters(network):
         for name in ("stack0_encoder1", "stack0_bottleneck")
         for x in jax.tree.leaves(params[name])
     )
-    assert numbers[0] < numbers[1] < numbers[2]
-    assert numbers[2] >= below
+    assert numbers[0] == 0 and numbers[1] < numbers[2] and numbers[2] >= 0.9 * below

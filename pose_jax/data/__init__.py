@@ -99,7 +99,9 @@ def open_source(
     if section.crop:
         source = _cropped(source, section)
     if section.weights:
-        path = under(root, section.weights)
+        # Weights come out of a run, so a path from here is taken first.
+        given = Path(section.weights)
+        path = given if given.exists() else under(root, section.weights)
         source = weighted(source, read_weights(path), str(path))
     return source
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-PEOPLE = "Intervals are 95 %, by picture."
-
 
 def subsets(record: Mapping[str, Any], drawn: int) -> str:
     total = len(record["opened"])
@@ -18,7 +16,7 @@ def subsets(record: Mapping[str, Any], drawn: int) -> str:
     return (
         f"{rows}, by how many are open (filled discs); one panel per replacement of what a "
         "closed gate carried: zero, the data set's mean, another picture's. Same weights "
-        f"throughout, nothing retrained. {record['protocol']}. {PEOPLE}"
+        f"throughout, nothing retrained. {record['protocol']}."
     )
 
 
@@ -30,15 +28,15 @@ def shapley(record: Mapping[str, Any], style: str) -> str:
         whole = found["subsets"][-1]["pck"]["all"]["value"]
         total = sum(v["all"]["value"] for v in found["shapley"].values())
         sums.append(
-            f"{name} ({split['people']:,} people): {total:.3f} = {whole:.3f} whole − "
-            f"{empty:.3f} all closed"
+            f"{name} ({split['people']:,} people): sum {total:.3f}, whole {whole:.3f} minus "
+            f"all closed {empty:.3f} is {whole - empty:.3f}"
         )
     return (
         f"Exact Shapley values of the skips for PCK (style {style}), per joint and size class. "
         "First panel: from all gates closed (cross) to all open (mark); the values of the "
         f"other panels add up to that way. All joints, {'; '.join(sums)}. A value is what a "
         "gate adds on average over all orders of opening, in this network; it does not say "
-        f"what a network trained without the gate would lose. {PEOPLE} {record['protocol']}."
+        f"what a network trained without the gate would lose. {record['protocol']}."
     )
 
 
@@ -111,13 +109,18 @@ def walk(record: Mapping[str, Any], n: int, top: float) -> str:
         if length < mean
         else ""
     )
+    said = (
+        f"The nearest person is the mean's at {stays:.0%} of the steps; one step is "
+        f"{length:.3g} long, the mean is {mean:.3g} from its nearest person.{short}"
+    )
+    if n:
+        return said
     return (
-        f"Columns: the mean latent moved by this many standard deviations. Nearest: labels of "
-        f"the real person whose latent is nearest; “same” is the one nearest to the mean, at "
-        f"{stays:.0%} of the steps. One step is {length:.3g} long, the mean is {mean:.3g} from "
-        f"its nearest person.{short} Decoded: what the network answers for the moved latent, "
-        "with the skips of the mean picture, and with skips closed; opacity is the peak "
-        f"relative to {top:.2f}, the highest of all walks."
+        "Columns: the mean latent moved by this many standard deviations. Nearest: labels of "
+        "the real person whose latent is nearest; “same” is the one nearest to the mean. "
+        "Decoded: what the network answers for the moved latent, with the skips of the mean "
+        "picture and with skips closed; the fainter, the lower the peak (full ink at "
+        f"{top:.2f}, the highest of all walks). {said} {record['protocol']}."
     )
 
 
@@ -126,8 +129,8 @@ def displacement(record: Mapping[str, Any]) -> str:
     return (
         "How far the answer moves when a person's latent moves by one standard deviation of a "
         "component, mean of both directions and of the labelled joints: with his own skips "
-        f"(filled) and with skips closed (hollow). {people:,} people. {PEOPLE} Steps differ in "
-        "length from component to component, as the variance does."
+        f"(filled) and with skips closed (hollow). {people:,} people, 95 % intervals by "
+        "picture. Steps differ in length from component to component, as the variance does."
     )
 
 
@@ -190,5 +193,5 @@ def pruning(record: Mapping[str, Any]) -> str:
         f"Channels of {found['tap']} taken away, least important first by each ranking "
         "(reversed: most energy first; random: what a ranking has to beat). Below: share of "
         f"the {found['parameters']:,} parameters that then have no influence (ranking "
-        f"energy). {record['protocol']}. {PEOPLE}"
+        f"energy). {record['protocol']}."
     )

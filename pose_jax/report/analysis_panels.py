@@ -86,6 +86,14 @@ def tidy(axes: Any, *, grid: str = "x", title: str = "") -> None:
     plotting.bare(axes, "bottom", *(["left"] if grid != "x" else []))
 
 
+def from_zero(*axes: Any) -> None:
+    """The scale of x from 0 on, the same for all, with air for whole marks at both ends."""
+    ends = [float(side.dataLim.x1) for side in axes]
+    end = max([e for e in ends if np.isfinite(e) and e > 0], default=1.0)
+    for side in axes:
+        side.set_xlim(-0.03 * end, 1.05 * end)
+
+
 def rows(axes: Any, labels: Sequence[str]) -> None:
     """Named rows from the top down."""
     axes.set_yticks(range(len(labels)), labels, fontsize=SMALL)

@@ -88,12 +88,17 @@ def view(
     zoom = _THUMBNAIL * WIDTH * 72 / max(thumbnails.shape[1:3]) if len(picked) else 1
     for number in apart(places, picked):
         who = int(picked[number])
-        # interpolation at the size drawn keeps faces recognisable
         image = OffsetImage(thumbnails[number], zoom=zoom, interpolation="bilinear")
         axes.add_artist(AnnotationBbox(
             image, tuple(places[who].tolist()), pad=0.12, gid=f"person-{who}",
             bboxprops=dict(edgecolor=panels.colour(int(labels[who])), linewidth=1.6),
         ))  # fmt: skip
+        if len(groups) > 1:
+            axes.annotate(
+                str(labels[who]), places[who], (-13, 8), textcoords="offset points",
+                fontsize=8.5, zorder=5, va="center", ha="center",
+                bbox=dict(boxstyle="round,pad=0.1", facecolor="white", linewidth=0),
+            )  # fmt: skip
     # Half a thumbnail of air, so that none is cut.
     axes.margins(0.5 * _THUMBNAIL + 0.02)
     axes.set_title(title, fontsize=TEXT)
@@ -113,7 +118,7 @@ def apart(places: Float[np.ndarray, "n 2"], picked: Int[np.ndarray, "p"]) -> lis
     kept: list[int] = []
     for n in range(len(picked)):
         gaps = np.abs(where[kept] - where[n])
-        if not kept or (gaps.max(1) > 1.25 * _THUMBNAIL).all():
+        if not kept or (gaps.max(1) > 1.45 * _THUMBNAIL).all():
             kept.append(n)
     return kept
 
@@ -179,7 +184,7 @@ def taps(found: Mapping[str, Mapping[str, Any]]) -> Figure:
             axes.plot([entry["axes_for_95"] / limit], [y], "D", color=INK, ms=5)
         axes.text(1.03, y, said, va="center", fontsize=8.5)
     panels.tidy(axes)
-    panels.rows(axes, [panels_label(n, found[n]["shape"]) for n in names])
+    panels.rows(axes, [_tap_label(n, found[n]["shape"]) for n in names])
     axes.set_xlim(0, 1)
     axes.barh([0], [0], color="#56b4e9", label="axes / channels")
     axes.plot([], [], "D", color=INK, ms=5, label="axes / values that can vary")
@@ -188,7 +193,7 @@ def taps(found: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def panels_label(name: str, shape: Sequence[int]) -> str:
+def _tap_label(name: str, shape: Sequence[int]) -> str:
     return f"{name} {'×'.join(map(str, shape[:2]))}"
 
 

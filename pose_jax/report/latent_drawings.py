@@ -66,11 +66,11 @@ def walk(
 
     Args:
       strips: name -> joints in crop pixels; the first is the nearest real person.
-      peaks: name -> opacity 0..1 of a strip that the network decoded.
+      peaks: name -> opacity 0.15..1 of a strip that the network decoded.
       visible: labels of the nearest people. same: whose nearest person is the mean's.
       size: height and width of the crop.
     """
-    figure = new_figure(WIDTH, 0.75 + 0.98 * len(strips))
+    figure = new_figure(WIDTH, 0.6 + 0.84 * len(strips))
     axes: Any = figure.subplots(len(strips), len(steps), squeeze=False)
     for line, (name, points) in zip(axes, strips.items()):
         for column, side in enumerate(line):
@@ -89,10 +89,7 @@ def walk(
     for column, step in enumerate(steps):
         axes[0, column].set_title(_step(step), fontsize=SMALL)
         if same[column]:
-            axes[0, column].text(
-                0.04, 0.03, "same", transform=axes[0, column].transAxes, fontsize=8.5,
-                gid="same",
-            )  # fmt: skip
+            axes[0, column].set_xlabel("same", fontsize=8.5, labelpad=1, gid="same")
     figure.suptitle(title, fontsize=TEXT)
     return figure
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from pose_jax.report import markup, page_explanations, page_results
+from pose_jax.report import markup, page_analyses, page_explanations, page_results
 from pose_jax.report.markup import Pictures, at, details, facts, folded, paragraph, text
 from pose_jax.report.style import STYLE
 from pose_jax.writer import read_json
@@ -19,14 +19,16 @@ _HIGHLIGHTS = (
 )  # fmt: skip
 
 
-def build(workdir: Any, title: str = "") -> str:
+def build(workdir: Any, title: str = "", beside: Sequence[str] = ()) -> str:
     """The page of a workdir; what is not there is left out.
 
     Args:
       workdir: its path. title: of the page; by default the folder's name.
+      beside: other workdirs whose analyses stand beside this one's.
 
     Raises:
-      ValueError: nothing there to report, or a file is no JSON.
+      ValueError: nothing there to report, a file is no JSON or not whole, or a workdir
+        beside has no analysis.
     """
     workdir, pictures = epath.Path(workdir), Pictures()
     parts = [
@@ -35,6 +37,8 @@ def build(workdir: Any, title: str = "") -> str:
         ("results", "Results", page_results.results(workdir)),
         ("comparison", "Comparison of arms", page_results.comparison(workdir)),
         ("explanations", "Explanations", page_explanations.section(workdir, pictures)),
+        ("inside", "Inside the network",
+         page_analyses.section(workdir, pictures, beside)),
         ("overlays", "Predictions on evaluation pictures", _overlays(workdir, pictures)),
         ("predictions", "Predictions", _sheets(workdir, pictures)),
     ]  # fmt: skip

@@ -61,9 +61,9 @@ def subsets(record: Mapping[str, Any]) -> Figure:
                 value = panels.estimate(found[n]["pck"]["all"])
                 panels.point(side, value, y + shift, number, hollow=number == 0)
         panels.tidy(side, title=STYLES.get(style, style))
-        side.set_xlim(left=0)
         side.set_xlabel("PCK", fontsize=SMALL)
         side.tick_params(axis="y", length=0)
+    panels.from_zero(*axes[1:])
     _split_legend(figure, axes[1], splits)
     return figure
 
@@ -133,13 +133,13 @@ def shapley(record: Mapping[str, Any], style: str) -> Figure:
         tick.set_weight(
             "bold" if part == "all" or part in record["classes"] else "normal"
         )
-    for side, title in zip(axes, ["whole | none ×", *short(gates)]):
+    for side, title in zip(axes, ["none × to whole", *short(gates)]):
         panels.tidy(side, title=title)
         side.tick_params(axis="y", length=0)
         side.axhline(len(record["classes"]) + 0.5, color="0.7", linewidth=0.8)
     for side in axes[1:]:
         side.axvline(0, color=INK, linewidth=0.8)
-    axes[0].set_xlim(left=0)
+    panels.from_zero(axes[0])
     axes[0].set_xlabel("PCK", fontsize=SMALL)
     axes[1].set_xlabel("share of PCK", fontsize=SMALL)
     _split_legend(figure, axes[1], splits)
@@ -191,80 +191,6 @@ def histogram(record: Mapping[str, Any]) -> Figure:
     for side in axes[:, 0]:
         side.set_ylabel("share of people", fontsize=SMALL)
     panels.legend(figure, axes[0, 0])
-    return figure
-
-
-def singles(opened: Sequence[Sequence[bool]], gates: Sequence[str]) -> dict[str, int]:
-    """Label -> number of the subset: each gate closed alone, then all of them."""
-    rows = [tuple(map(bool, row)) for row in opened]
-    g = len(gates)
-    found = {
-        f"{name} closed": rows.index(tuple(j != i for j in range(g)))
-        for i, name in enumerate(short(gates))
-    }
-    return found | {"all closed": rows.index((False,) * g)} if g > 1 else found
-
-
-def effects(record: Mapping[str, Any], split: str) -> Figure:
-    """1 - CKA and relative change of the decoder outputs, a row of panels per style."""
-    styles, decoders = styles_of(record), record["decoders"]
-    shown = singles(record["opened"], record["gates"])
-    figure = new_figure(WIDTH, 0.9 + len(styles) * (0.5 + 0.36 * len(shown)))
-    axes: Any = figure.subplots(
-        len(styles), 2, sharey=True, sharex="col", squeeze=False
-    )
-    columns = (("cka_change", "1 − CKA"), ("relative_change", "relative L2 change"))
-    for line, style in zip(axes, styles):
-        found = record["splits"][split]["styles"][style]["subsets"]
-        for side, (field, title) in zip(line, columns):
-            for y, n in enumerate(shown.values()):
-                _decoder_marks(side, found[n].get(field) or [], y)
-            panels.tidy(side, title=f"{title}, {STYLES.get(style, style)}")
-            side.set_xlim(left=-0.02)
-        panels.rows(line[0], list(shown))
-        line[1].tick_params(axis="y", length=0)
-    for number, name in enumerate(short(decoders)):
-        panels.name_point(axes[0, 0], name, number)
-    panels.legend(figure, axes[0, 0], columns=min(4, len(decoders)))
-    return figure
-
-
-def _decoder_marks(axes, values, y: float) -> None:
-    for number, (shift, value) in enumerate(
-        zip(panels.spread(len(values), 0.4), values)
-    ):
-        if value is not None:
-            axes.plot(
-                [value], [y + shift], panels.MARKS[number % len(panels.MARKS)],
-                color=panels.colour(number), markersize=5.5,
-            )  # fmt: skip
-
-
-def answers(record: Mapping[str, Any]) -> Figure:
-    """Peak and entropy of the heatmaps with gates closed; a mark per split and style."""
-    styles, splits = styles_of(record), record["splits"]
-    shown = {"all open": len(record["opened"]) - 1}
-    shown |= singles(record["opened"], record["gates"])
-    series = [(name, style) for name in splits for style in styles]
-    figure = new_figure(WIDTH, 1.0 + 0.22 * -(-len(series) // 2) + 0.4 * len(shown))
-    axes: Any = figure.subplots(1, 2, sharey=True)
-    for side, field, title in (
-        (axes[0], "peak", "peak of the heatmap"),
-        (axes[1], "entropy", "entropy (nats)"),
-    ):
-        for number, (name, style) in enumerate(series):
-            found = splits[name]["styles"][style]["subsets"]
-            shift = panels.spread(len(series))[number]
-            for y, n in enumerate(shown.values()):
-                value = panels.estimate({"value": found[n].get(field)})
-                panels.point(side, value, y + shift, number)
-        panels.tidy(side, title=title)
-        side.set_xlim(left=0)
-        side.tick_params(axis="y", length=0)
-    panels.rows(axes[0], list(shown))
-    for number, (name, style) in enumerate(series):
-        panels.name_point(axes[0], f"{name}, {STYLES.get(style, style)}", number)
-    panels.legend(figure, axes[0])
     return figure
 
 

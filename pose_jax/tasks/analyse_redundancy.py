@@ -148,7 +148,8 @@ def _pruning(context, split: Split, tap: str, moments) -> dict[str, Any]:
     sides = pck_.box_longer_side(np.stack([p.box for p in people]))
     matrices = np.stack([crop_matrix(p, recipe.view) for p in people])
     points = geometry.invert(
-        np.concatenate(parts, 1).astype(np.float64), matrices[None]
+        np.concatenate(parts, 1).astype(np.float64),
+        np.broadcast_to(matrices, (len(kept), *matrices.shape)),
     )
     error = np.linalg.norm(points - true, axis=-1) / sides[:, None]
     right = ((error <= section.threshold) & labelled).sum(-1).astype(float)
@@ -185,9 +186,8 @@ def _idle(context, split: Split, tap: str, kept: np.ndarray) -> list[int]:
     """Parameters without influence when channels of the `energy` ranking carry nothing."""
     trained = context.trained
     images = next(
-        taps.batches(split.source, trained.recipe, _spread(split.rows, 4), 4)
+        taps.batches(split.source, trained.recipe, _spread(split.rows, 12), 12)
     )[0]["image"]
     count = jax.jit(redundancy.make_idle_parameters(trained.recipe, tap))
     key = jax.random.key(0)
-    found = [int(count(trained.variables, images, mask, key=key)) for mask in kept]
-    return [number - found[0] for number in found]
+    return [int(count(trained.variables, images, mask, key=key)) for mask in kept]

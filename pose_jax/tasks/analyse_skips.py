@@ -9,6 +9,7 @@ import numpy as np
 
 from pose_jax import geometry, inference, sharding
 from pose_jax.analysis import skips, taps
+from pose_jax.config import to_plain
 from pose_jax.data.pipeline import crop_matrix
 from pose_jax.explain.shapley import all_coalitions
 from pose_jax.intervals import paired_difference, ratio_interval
@@ -50,7 +51,7 @@ def run(context: Context) -> None:
         "gates": gates,
         "styles": section.styles,
         "threshold": section.threshold,
-        "controls": section.controls,
+        "controls": to_plain(section.controls),
         "skeletons": section.skeletons,
         "people": {s.name: [s.source.name, len(s.rows)] for s in context.splits},
     }
@@ -163,8 +164,10 @@ def _ablate(context: Context, split: Split, gates, means, style: str) -> Found:
 
     people, true, visible = context.people(split)
     matrices = np.stack([crop_matrix(p, recipe.view) for p in people])
+    subsets = 2 ** len(gates)
     keypoints = geometry.invert(
-        joined("keypoints", 1).astype(np.float64), matrices[None]
+        joined("keypoints", 1).astype(np.float64),
+        np.broadcast_to(matrices, (subsets, *matrices.shape)),
     )
     sides = pck_.box_longer_side(np.stack([p.box for p in people]))
     error = np.linalg.norm(keypoints - true, axis=-1) / sides[:, None]

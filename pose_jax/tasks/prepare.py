@@ -115,6 +115,11 @@ def _tfds(config: Any, path: Path) -> None:
             f"prepare.format='tfds' packs a COCO-format data set, not {section.name!r}; "
             "use prepare.source.name='coco', or prepare.format='crops'"
         )
+    if section.crop or section.weights:
+        raise UserError(
+            "prepare.format='tfds' keeps whole pictures, without prepare.source.crop and "
+            ".weights; give these to data.train.source instead"
+        )
     # Slow to import, and needed here alone.
     import tensorflow_datasets as tfds
 

@@ -7,24 +7,27 @@ from typing import Any
 from etils import epath
 
 from pose_jax.config import UserError
-from pose_jax.report import explanations, page
+from pose_jax.report import analyses, explanations, page
 from pose_jax.writer import is_main_process, say
 
 
 def run(config: Any, workdir: str) -> None:
-    """Draw explanations that have no figures yet, then write `report.html`.
+    """Draw explanations and analyses that have no figures yet, then write `report.html`.
 
     Raises:
-      UserError: the workdir holds nothing to report.
+      UserError: the workdir holds nothing to report, or a file there is damaged.
     """
     if not is_main_process():
         return
     folder = epath.Path(workdir)
-    for record in sorted(folder.glob("explain/*/explanations.json")):
-        if _is_stale(record.parent):
-            explanations.draw_folder(record.parent)
     try:
-        text = page.build(folder, config.report.title)
+        for record in sorted(folder.glob("explain/*/explanations.json")):
+            if _is_stale(record.parent):
+                explanations.draw_folder(record.parent)
+        for record in sorted(folder.glob("analysis/*/index.json")):
+            if _is_stale(record.parent):
+                analyses.draw_folder(record.parent)
+        text = page.build(folder, config.report.title, tuple(config.report.beside))
     except ValueError as error:
         raise UserError(str(error)) from None
     path = folder / "report.html"
