@@ -9,7 +9,7 @@ Andersen's thesis, whose network it is at full size (16,105,047 parameters).
 | argument | what | expected cost |
 |---|---|---|
 | `thesis` | both stages of the thesis from runs/thesis: 100 epochs of SGD on latents, 9 epochs | an accelerator |
-| `small` | from runs/thesis-small-repaired on LSPET, 600 steps | 10 minutes on 2 CPU cores |
+| `small` | from runs/thesis-small-repaired on LSPET, 500 steps | 10 minutes on 2 CPU cores |
 | `small-study` | arms continued, autoencoder, autoencoder_random, pca_50 x 3 seeds, then the table | 70 minutes on 2 CPU cores |
 | `small-study-all` | also linear output, codes 10, 17, 200, skips off without and with it | 3 hours |
 
@@ -78,12 +78,12 @@ def _small():
     c = _hourglass().get_config("thesis-small-repaired")
     c.init_from.update(path="runs/thesis-small-repaired", checkpoint="last")
     c.data.select.name = ""  # Arms are compared at the last checkpoint.
-    c.pretrain.update(steps=4000, batch=64, eval_every=1000)
+    c.pretrain.update(steps=1500, batch=64, eval_every=500)
     c.pretrain.optimiser.update(
         name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=100
     )
     c.optimiser.update(learning_rate=1e-3, warmup_steps=50)
-    c.train.update(steps=600, save_every=600, eval_every=0, ema=0.99)
+    c.train.update(steps=500, save_every=500, eval_every=0, ema=0.99)
     c.evaluate.update(overlays=0)
     return c
 

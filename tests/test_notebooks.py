@@ -6,7 +6,11 @@ import os
 import nbformat
 import pytest
 
-NOTEBOOKS = ["01_train_and_predict.ipynb", "02_group_shapley.ipynb"]
+NOTEBOOKS = [
+    "01_train_and_predict.ipynb",
+    "02_group_shapley.ipynb",
+    "03_inside_the_hourglass.ipynb",
+]
 
 
 def test_every_notebook_is_tested(repository):

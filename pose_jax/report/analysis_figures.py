@@ -53,12 +53,14 @@ def skips(record, arrays: Mapping[str, np.ndarray], index) -> Made:
     for split in record["splits"]:
         if f"{split}_crops" in arrays:
             fields = ("crops", "on", "off", "true", "visible", "score")
-            parts = [arrays[f"{split}_{field}"] for field in fields]
+            parts = {field: arrays[f"{split}_{field}"] for field in fields}
             yield (
                 f"skips_people_{split}",
                 f"The same people with skips open and closed ({split})",
-                captions.sheet(record, split, len(parts[0]), float(parts[-1].min())),
-                skip_drawings.sheet(*parts, index["skeleton"]),
+                captions.sheet(
+                    record, split, len(parts["crops"]), float(parts["score"].min())
+                ),
+                skip_drawings.sheet(**parts, skeleton=index["skeleton"]),
             )
         if record["decoders"]:
             yield (
