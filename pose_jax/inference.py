@@ -104,8 +104,13 @@ def predict_source(
     compiled: Any = None,
     rows: Iterable[int] | None = None,
     report: Callable[[int], None] = lambda done: None,
+    alone: bool = False,
 ) -> Predictions:
     """Keypoints of every person of a source.
+
+    Args:
+      mesh: over all processes, which share the rows; or, with `alone`, over devices of this
+        process, which does all of them by itself.
 
     Raises:
       ValueError: a prediction is not finite (the row is named), or a batch the mesh cannot
@@ -123,8 +128,8 @@ def predict_source(
         recipe.view,
         batch=batch,
         rows=wanted,
-        process=jax.process_index(),
-        processes=jax.process_count(),
+        process=0 if alone else jax.process_index(),
+        processes=1 if alone else jax.process_count(),
     ):
         sent = {name: rows_[name] for name in ("image", "keypoints", "visible", "id")}
         result = sharding.to_host(compiled(variables, sharding.put_batch(sent, mesh)))
@@ -145,7 +150,7 @@ def predict_source(
     matrices = np.stack(
         [pipeline.crop_matrix(source.person(row), recipe.view) for row in wanted]
     )
-    side = max(_map_size(recipe))
+    side = max(map_size(recipe))
     return Predictions(
         rows=np.array(wanted),
         keypoints=geometry.invert(merged["keypoints"].astype(np.float64), matrices),
@@ -157,7 +162,8 @@ def predict_source(
     )
 
 
-def _map_size(recipe: Recipe) -> tuple[int, int]:
+def map_size(recipe: Recipe) -> tuple[int, int]:
+    """Height and width of the heatmaps."""
     images = jnp.zeros((1, *recipe.spec.size, 3))
     outputs: Any = jax.eval_shape(recipe.module.apply, recipe.shapes(), images)
     return outputs.heatmaps.shape[2], outputs.heatmaps.shape[3]

@@ -44,6 +44,44 @@ def ratio_interval(
     return float(low), float(high)
 
 
+def ratio_intervals(
+    numerators: Num[np.ndarray, "n m"],
+    denominators: Num[np.ndarray, "n m"],
+    groups: Sequence[Hashable],
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
+    """`ratio_interval` of many ratios of the same persons, from the same resampled pictures.
+
+    Returns:
+      Lower and upper ends.
+
+    Raises:
+      ValueError: shapes differ or nothing is there.
+    """
+    if numerators.shape != denominators.shape or len(groups) != len(numerators):
+        raise ValueError(
+            f"numerators {numerators.shape}, denominators {denominators.shape} and "
+            f"{len(groups)} groups must fit together"
+        )
+    if not numerators.size:
+        raise ValueError("nothing to resample")
+    member, count = _pictures(groups)
+    tops, bottoms = np.zeros((2, count, numerators.shape[1]))
+    np.add.at(tops, member, numerators)
+    np.add.at(bottoms, member, denominators)
+    generator, found = np.random.default_rng(seed), []
+    size = max(1, BLOCK // count)
+    for start in range(0, resamples, size):
+        draws = _draws(generator, count, count, min(size, resamples - start))
+        draws = draws.astype(float)
+        found.append((draws @ tops) / np.maximum(draws @ bottoms, 1e-12))
+    low, high = np.quantile(np.concatenate(found), _ends(level), axis=0)
+    return low, high
+
+
 def mean_interval(
     values: Num[np.ndarray, "m *s"],
     groups: Sequence[Hashable],

@@ -77,7 +77,9 @@ def test_skips_agree_with_evaluate(workdir):
     results = json.loads((workdir / "results.json").read_text())["val-gt-noflip-4"]
     whole = record(workdir, "skips")["splits"]["eval"]["styles"]["zero"]["subsets"][-1]
     at = results["pck"]["thresholds"].index(0.1)
-    np.testing.assert_allclose(whole["pck"]["all"]["value"], results["pck"]["micro"][at])
+    np.testing.assert_allclose(
+        whole["pck"]["all"]["value"], results["pck"]["micro"][at]
+    )
     np.testing.assert_allclose(
         whole["heatmap_pck"], results["heatmap_pck_labelled"]["macro"][0], atol=1e-6
     )
@@ -96,14 +98,19 @@ def test_latent(workdir):
     assert decoded.shape == (3, 3, 17, 2)
     np.testing.assert_allclose(decoded[0, 1], decoded[2, 1], atol=1e-4)
     own = found["projection"]["own_skips"]
-    assert found["projection"]["ranks"] == [0, 2, 32] and found["projection"]["complete"]
+    assert (
+        found["projection"]["ranks"] == [0, 2, 32] and found["projection"]["complete"]
+    )
     assert own["without"][0]["pck"] == own["whole"]
     assert abs(own["only"][-1]["minus_whole"]) < 0.02
     assert {r["component"] for r in found["names"]["correlations"]} <= {1, 2, 32}
 
 
 def test_clusters(workdir):
-    found, arrays = record(workdir, "clusters"), np.load(workdir / FOLDER / "clusters.npz")
+    found, arrays = (
+        record(workdir, "clusters"),
+        np.load(workdir / FOLDER / "clusters.npz"),
+    )
     assert set(found["counts"]) == {"2", "3"}
     assert all(sum(c["sizes"]) == 64 for c in found["counts"].values())
     chosen = arrays["chosen_labels"]
@@ -189,9 +196,15 @@ def test_a_network_that_answers_nothing_is_not_analysed(workdir, tmp_path, capsy
         (dict(splits=()), "splits is empty"),
         (dict(studies=("skips",), gates=("stack0/skip7",)), "no tap 'stack0/skip7'"),
         (dict(studies=("skips",), styles=("noise",)), "use one of zero, mean, other"),
-        (dict(studies=("latent",), tap="middle"), "those that exist: .*stack0/bottleneck"),
+        (
+            dict(studies=("latent",), tap="middle"),
+            "those that exist: .*stack0/bottleneck",
+        ),
         (dict(studies=("clusters",), clusters=(2, 65)), "65"),
         (dict(studies=("skips",), count=3), "4 people or more"),
+        (dict(studies=("latent",), components=(99,)), "components 1 to 32"),
+        (dict(studies=("latent",), gates=("stack0/skp0",)), "no tap 'stack0/skp0'"),
+        (dict(studies=("skips",), controls={"x": "/nowhere"}), "holds no config.json"),
         (dict(studies=("weights",), name="empty"), "put 'clusters' before"),
         (dict(studies=("clusters",), view="tsne"), "pca"),
     ],

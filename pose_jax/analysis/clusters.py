@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
 import os
 from collections.abc import Iterable, Mapping
@@ -297,6 +298,20 @@ def nearest_to_centres(
     return rows
 
 
+def check_view(method: str) -> None:
+    """Refuse a method of `view` that cannot run.
+
+    Raises:
+      ValueError: an unknown method, or umap-learn is not installed.
+    """
+    if method not in ("pca", "umap"):
+        raise ValueError(f"view {method!r} is unknown; use 'pca' or 'umap'")
+    if method == "umap" and importlib.util.find_spec("umap") is None:
+        raise ValueError(
+            "view 'umap' needs the package umap-learn: pip install umap-learn, or use 'pca'"
+        )
+
+
 def view(
     x: Float[np.ndarray, "n d"], *, method: str = "pca", seed: int = 0
 ) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "2"] | None]:
@@ -317,13 +332,8 @@ def view(
         scaled = StandardScaler().fit_transform(x)
         found = pca.fit(scaled, components=2, seed=seed)
         return found.project(scaled), found.shares
-    if method != "umap":
-        raise ValueError(f"view {method!r} is unknown; use 'pca' or 'umap'")
-    try:
-        import umap  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise ValueError(
-            "view 'umap' needs the package umap-learn: pip install umap-learn, or use 'pca'"
-        ) from None
+    check_view(method)
+    import umap  # pyright: ignore[reportMissingImports]
+
     positions = umap.UMAP(n_components=2, random_state=seed).fit_transform(x)
     return np.asarray(positions, x.dtype), None

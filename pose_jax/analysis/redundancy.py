@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -112,21 +112,24 @@ def make_pruned(recipe: Recipe, tap: str) -> Callable[..., dict[str, Any]]:
     return pruned
 
 
-def make_idle_parameters(recipe: Recipe, tap: str) -> Callable[..., Mapping[str, Any]]:
-    """Pure function (variables, images uint8, kept [c], *, key) -> number of parameters that
-    lose their influence on the answer (gradient zero, which it was not with everything kept)
-    once the other channels carry zero: producers of these channels, readers of nothing else.
+def make_idle_parameters(recipe: Recipe, tap: str) -> Callable[..., Any]:
+    """Pure function (variables, images uint8, kept [c], instead [c], *, key) -> number of
+    parameters that lose their influence on the answer (gradient zero, which it was not with
+    everything kept) once the other channels are constants: what produces nothing but them.
+    Layers that read a constant could be folded, too; they are not counted.
 
     Layers behind a ReLU may be silent on few images, so the number is a little noisy; show it
     a dozen.
     """
 
-    def idle(variables: PyTree, images: Any, kept: Any, *, key: jax.Array):
+    def idle(
+        variables: PyTree, images: Any, kept: Any, instead: Any, *, key: jax.Array
+    ):
         rest = {n: v for n, v in variables.items() if n != "params"}
         pixels = normalise(images, recipe.spec)
 
         def answer(params, mask):
-            edits = {tap: Edit(mask, 0.0)}
+            edits = {tap: Edit(mask, (1 - mask) * instead)}
             outputs: Any = recipe.module.apply(
                 {"params": params, **rest}, pixels, edits=edits
             )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,17 +57,19 @@ class LatentStore:
         image_ids: Sequence[Any],
         labelled: Int[np.ndarray, "n"],
         joints: int,
-        part_rows: int = 1024,
+        part_rows: int = 0,
     ) -> LatentStore:
         """A new store, or the one that is there if it answers the same question.
 
         Args:
           weights: fingerprint of the network. input: how people were cut out.
           labelled: labelled joints per person. joints: of the skeleton.
+          part_rows: rows of a part; by default what makes parts of at most 16 MiB.
 
         Raises:
           DataError: the folder holds latents of another network, tap or people.
         """
+        part_rows = part_rows or part_size(shape)
         index = dict(
             format=FORMAT, version=VERSION, tap=tap, shape=list(shape), weights=weights,
             step=step, source=source, input=input, rows=len(ids), joints=joints,
@@ -168,9 +171,12 @@ class LatentStore:
             raise ValueError(
                 f"the latent of row {row} is not finite; the weights hold NaN or infinity"
             )
-        buffer = io.BytesIO()
-        np.save(buffer, latents.astype(np.float32))
-        _write(self.part(number), buffer.getvalue())
+        path = self.part(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.parent / f"{path.name}.{os.getpid()}.partial"
+        with partial.open("wb") as file:
+            np.save(file, latents.astype(np.float32, copy=False))
+        partial.replace(path)
 
     def people(self) -> dict[str, np.ndarray]:
         """`id`, `image_id` (strings) and `labelled` (joints) of every row."""
@@ -241,10 +247,16 @@ class LatentStore:
             ) from None
 
 
+def part_size(shape: Sequence[int]) -> int:
+    """Rows of a part: at most 16 MiB, 1,024 rows."""
+    return int(np.clip(2**22 // max(int(np.prod(shape)), 1), 1, 1024))
+
+
 def _write(path, content: bytes) -> None:
     """A file that is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / (path.name + ".partial")
+    # Two studies may collect from one network at once; they write the same.
+    partial = path.parent / f"{path.name}.{os.getpid()}.partial"
     partial.write_bytes(content)
     partial.replace(path)
 

@@ -10,8 +10,7 @@ import numpy as np
 from pose_jax import geometry
 from pose_jax.analysis import attributes, clusters, taps
 from pose_jax.data.pipeline import crop_matrix
-from pose_jax.tasks.analyse import Context, Split, finished
-from pose_jax.tasks.analyse_latent import people_attributes
+from pose_jax.tasks.analyse_context import Context, Split, people_attributes
 from pose_jax.tasks.arrays import plain, save_arrays
 from pose_jax.writer import is_main_process, say, write_json
 
@@ -30,26 +29,21 @@ def run(context: Context) -> None:
     """
     section, trained, split = context.section, context.trained, context.splits[0]
     tap = taps.require_tap(trained.recipe, section.tap)
-    question = {
-        "weights": trained.weights,
-        "tap": tap,
-        **{
-            name: section[name]
-            for name in ("labelled", "clusters", "restarts", "view", "seed")
-        },
-        "thumbnails": section.thumbnails,
-        "people": [split.source.name, len(split.rows)],
-    }
-    store = context.latents(split, tap)
-    if finished(context, "clusters", question):
+    clusters.check_view(section.view)
+    question = context.question(
+        "labelled", "clusters", "restarts", "view", "thumbnails", tap=tap
+    )
+    if context.finished("clusters", question, "clusters.npz"):
         say("clusters: finished before")
         return
+    store = context.latents(split, tap)
     if not is_main_process():
         return
-    rows = np.intersect1d(store.rows(section.labelled), split.rows)
-    if len(rows) > LIMIT:
-        rows = rows[np.linspace(0, len(rows) - 1, LIMIT).astype(int)]
-    x = store.read(rows)
+    index = store.rows(section.labelled)
+    if len(index) > LIMIT:
+        index = index[np.linspace(0, len(index) - 1, LIMIT).astype(int)]
+    rows = split.rows[index]
+    x = store.read(index)
     say(f"clusters: k-means on {len(x)} x {x.shape[1]} values of {tap}")
     found = clusters.kmeans(
         x, section.clusters, restarts=section.restarts, seed=section.seed
@@ -57,7 +51,7 @@ def run(context: Context) -> None:
     silhouettes = clusters.silhouettes(
         x, {k: c.labels for k, c in found.items()}, seed=section.seed
     )
-    described = people_attributes(context, split, rows)
+    described = people_attributes(context, split, index)
     binned = attributes.binned(described)
     means = {k: float(np.nanmean(s)) for k, s in silhouettes.items()}
     best = max(means, key=lambda k: means[k])
@@ -84,13 +78,14 @@ def run(context: Context) -> None:
     }
     chosen = found[best]
     record["profiles"] = _profiles(chosen.labels, described)
-    nearest = clusters.nearest_to_centres(x, chosen, min(NEAREST, _smallest(chosen)))
+    smallest = int(np.bincount(chosen.labels).min())
+    nearest = clusters.nearest_to_centres(x, chosen, min(NEAREST, smallest))
     record["nearest_ids"] = [
         [str(split.source.person(int(rows[i])).id) for i in row] for row in nearest
     ]
     arrays = {f"labels_{k}": c.labels for k, c in found.items()}
     arrays |= {f"silhouette_{k}": s for k, s in silhouettes.items()}
-    people = [split.source.person(int(r)) for r in rows]
+    people = [split.people.people[i] for i in index]
     arrays["id"] = np.array([str(p.id) for p in people])
     arrays["image_id"] = np.array([str(p.image_id) for p in people])
     arrays["misplaced"] = clusters.misplaced(silhouettes[best], chosen.labels)
@@ -107,10 +102,6 @@ def run(context: Context) -> None:
     )
 
 
-def _smallest(clustering: Any) -> int:
-    return int(np.bincount(clustering.labels).min())
-
-
 def _profiles(labels, described) -> dict[str, dict[str, Any]]:
     """Mean of every attribute per cluster; angles as the direction of the mean vector."""
     result = {}
@@ -118,7 +109,7 @@ def _profiles(labels, described) -> dict[str, dict[str, Any]]:
         means = []
         for g in range(labels.max() + 1):
             mine = values[(labels == g) & ~np.isnan(values)]
-            if name.endswith("_angle") and len(mine):
+            if name.endswith(attributes.ANGLE) and len(mine):
                 mean = float(np.arctan2(np.sin(mine).mean(), np.cos(mine).mean()))
             else:
                 mean = float(mine.mean()) if len(mine) else None

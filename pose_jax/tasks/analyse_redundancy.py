@@ -7,12 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from pose_jax import geometry, sharding
+from pose_jax import sharding
 from pose_jax.analysis import pca, redundancy, taps
-from pose_jax.data.pipeline import crop_matrix
-from pose_jax.intervals import paired_difference
-from pose_jax.metrics import pck as pck_
-from pose_jax.tasks.analyse import Context, Split, finished
+from pose_jax.tasks.analyse_context import Context, Split, pck, spread
 from pose_jax.writer import ProgressBar, is_main_process, say, write_json
 
 PEOPLE, WHOLE_PEOPLE, WHOLE_VALUES = 256, 1000, 8192
@@ -26,13 +23,8 @@ def run(context: Context) -> None:
     """Write `redundancy.json`: moments from the first split, answers from the last."""
     section, trained = context.section, context.trained
     tap = taps.require_tap(trained.recipe, section.tap)
-    question = {
-        "weights": trained.weights,
-        "tap": tap,
-        "threshold": section.threshold,
-        "people": {s.name: [s.source.name, len(s.rows)] for s in context.splits},
-    }
-    if finished(context, "redundancy", question):
+    question = context.question(tap=tap)
+    if context.finished("redundancy", question):
         say("redundancy: finished before")
         return
     if not is_main_process():
@@ -44,19 +36,15 @@ def run(context: Context) -> None:
             f"channels: positions of {min(PEOPLE, len(context.splits[0].rows))} people of "
             f"{context.splits[0].source.name} pooled; pruning judged on "
             f"{len(context.splits[-1].rows)} people of {context.splits[-1].source.name}, "
-            f"PCK@{section.threshold:g} of the longer box side, pruned channels carry their "
-            f"mean, no training after, step {trained.step}"
+            f"{context.protocol}; pruned channels carry their mean, no training after; "
+            "parameters are those of the copy with folded normalisations, idle ones produce "
+            "nothing but pruned channels (what reads a constant could be folded as well)"
         ),
         "taps": _every_tap(context, context.splits[0], moments),
         "pruning": _pruning(context, context.splits[-1], tap, moments[tap]),
     }
     write_json(context.folder / "redundancy.json", record)
     say(f"redundancy: {len(record['taps'])} taps, pruning of {tap}")
-
-
-def _spread(rows: np.ndarray, count: int) -> list[int]:
-    picked = np.linspace(0, len(rows) - 1, min(count, len(rows)))
-    return rows[picked.astype(int)].tolist()
 
 
 def _moments(context: Context, split: Split) -> dict[str, Any]:
@@ -66,7 +54,7 @@ def _moments(context: Context, split: Split) -> dict[str, Any]:
     total: dict[str, Any] = {}
     batch = sharding.round_up(16, mesh)
     for sent, _ in taps.batches(
-        split.source, trained.recipe, _spread(split.rows, PEOPLE), batch
+        split.source, trained.recipe, spread(split.rows, PEOPLE).tolist(), batch
     ):
         found = sharding.to_host(compiled(trained.variables, sent))
         for name, parts in found.items():
@@ -83,7 +71,7 @@ def _every_tap(context, split: Split, moments) -> dict[str, Any]:
     small = [n for n, s in shapes.items() if np.prod(s) <= WHOLE_VALUES]
     whole = taps.read_taps(
         recipe, context.trained.variables, split.source,
-        _spread(split.rows, WHOLE_PEOPLE), small,
+        spread(split.rows, WHOLE_PEOPLE).tolist(), small,
         mesh=sharding.local_mesh(), batch=sharding.round_up(16, sharding.local_mesh()),
     )  # fmt: skip
     record = {}
@@ -116,7 +104,7 @@ def _fit(values: np.ndarray) -> pca.PCA | None:
 def _pruning(context, split: Split, tap: str, moments) -> dict[str, Any]:
     """PCK against channels kept, for every ranking; parameters that fall idle."""
     trained, mesh = context.trained, sharding.local_mesh()
-    recipe, section = trained.recipe, context.section
+    recipe = trained.recipe
     count, sums, products = moments
     mean = sums / count
     variance = np.diagonal(products) / count - mean**2
@@ -143,26 +131,15 @@ def _pruning(context, split: Split, tap: str, moments) -> dict[str, Any]:
             found = compiled(variables, sent, kept, mean.astype(np.float32))
             parts.append(sharding.to_host(found)["keypoints"][:, :real])
             bar.update(sum(p.shape[1] for p in parts))
-    people, true, visible = context.people(split)
-    labelled, groups = visible > 0, [p.image_id for p in people]
-    sides = pck_.box_longer_side(np.stack([p.box for p in people]))
-    matrices = np.stack([crop_matrix(p, recipe.view) for p in people])
-    points = geometry.invert(
-        np.concatenate(parts, 1).astype(np.float64),
-        np.broadcast_to(matrices, (len(kept), *matrices.shape)),
-    )
-    error = np.linalg.norm(points - true, axis=-1) / sides[:, None]
-    right = ((error <= section.threshold) & labelled).sum(-1).astype(float)
-    asked = labelled.sum(1)[None].astype(float)
+    right = context.right(np.concatenate(parts, 1), split.people)
     entries: dict[str, Any] = {}
     for n, (ranking, seed) in enumerate(arms):
         rows = right[n * len(keep) : (n + 1) * len(keep)]
-        whole = rows[0][None]
         entries[ranking if ranking != "random" else f"random_{seed}"] = [
             {
                 "kept": number,
-                "pck": float(row.sum() / asked.sum()),
-                **_difference(row[None], whole, asked, groups, section.resamples),
+                "pck": pck(row, split.people),
+                **_against(context, row, rows[0], split),
             }
             for number, row in zip(keep, rows)
         ]
@@ -172,22 +149,29 @@ def _pruning(context, split: Split, tap: str, moments) -> dict[str, Any]:
         "parameters": int(
             sum(x.size for x in jax.tree.leaves(trained.variables["params"]))
         ),
-        "idle_parameters": _idle(context, split, tap, kept[: len(keep)]),
+        "idle_parameters": _idle(context, split, tap, kept[: len(keep)], mean),
         "rankings": entries,
     }
 
 
-def _difference(row, whole, asked, groups, resamples) -> dict[str, float]:
-    d = paired_difference(row, asked, whole, asked, groups, resamples=resamples)
-    return {"minus_whole": d.estimate, "low": d.low, "high": d.high}
+def _against(context: Context, row, whole, split: Split) -> dict[str, float]:
+    found = context.difference(row, whole, split.people)
+    return {
+        "pck": pck(row, split.people),
+        "minus_whole": found["value"],
+        "low": found["low"],
+        "high": found["high"],
+    }
 
 
-def _idle(context, split: Split, tap: str, kept: np.ndarray) -> list[int]:
-    """Parameters without influence when channels of the `energy` ranking carry nothing."""
+def _idle(context, split: Split, tap: str, kept: np.ndarray, mean) -> list[int]:
+    """Parameters without influence when channels of the `energy` ranking are constant."""
     trained = context.trained
-    images = next(
-        taps.batches(split.source, trained.recipe, _spread(split.rows, 12), 12)
-    )[0]["image"]
+    rows = spread(split.rows, 12).tolist()
+    sent, _ = next(taps.batches(split.source, trained.recipe, rows, 12))
     count = jax.jit(redundancy.make_idle_parameters(trained.recipe, tap))
-    key = jax.random.key(0)
-    return [int(count(trained.variables, images, mask, key=key)) for mask in kept]
+    instead, key = mean.astype(np.float32), jax.random.key(0)
+    return [
+        int(count(trained.variables, sent["image"], mask, instead, key=key))
+        for mask in kept
+    ]

@@ -9,15 +9,16 @@ import numpy as np
 
 from pose_jax import geometry, inference, sharding
 from pose_jax.analysis import skips, taps
-from pose_jax.config import to_plain
-from pose_jax.data.pipeline import crop_matrix
+from pose_jax.config import UserError, to_plain
 from pose_jax.explain.shapley import all_coalitions
-from pose_jax.intervals import paired_difference, ratio_interval
-from pose_jax.metrics import pck as pck_
-from pose_jax.tasks.analyse import Context, Split, finished
+from pose_jax.intervals import ratio_intervals
+from pose_jax.tasks.analyse_context import Context, Split, pck, select, spread
 from pose_jax.tasks.arrays import plain, save_arrays
-from pose_jax.tasks.latents import load_trained
+from pose_jax.tasks.latents import Trained, load_trained
 from pose_jax.writer import ProgressBar, is_main_process, say, write_json
+
+MOST_GATES = 8
+"""Gates of one study: 256 subsets."""
 
 _MEANS_OF = 512
 """People whose activations make the mean."""
@@ -26,7 +27,7 @@ _MEANS_OF = 512
 class Found(NamedTuple):
     """Of one split and style: `[s, n, k]` right at the box threshold, right on the grid, peak,
     entropy; `[s, d, n]` relative change and `[s, d]` CKA of the decoder outputs; `[s, n, k, 2]`
-    keypoints in image pixels."""
+    keypoints in crop pixels."""
 
     correct: np.ndarray
     grid_correct: np.ndarray
@@ -39,23 +40,25 @@ class Found(NamedTuple):
 
 
 def run(context: Context) -> None:
-    """Write `skips.json`, `skips.npz` (per person) and the pictures' arrays.
+    """Write `skips.json` and `skips.npz` (people with both answers).
 
     Raises:
-      ValueError: a model without skips, a gate that does not exist.
+      ValueError: a model without skips, a gate or style that does not exist.
+      UserError: too many gates, or a control that does not fit.
     """
     section, trained = context.section, context.trained
     gates = taps.skip_taps(trained.recipe, tuple(section.gates))
-    question = {
-        "weights": trained.weights,
-        "gates": gates,
-        "styles": section.styles,
-        "threshold": section.threshold,
-        "controls": to_plain(section.controls),
-        "skeletons": section.skeletons,
-        "people": {s.name: [s.source.name, len(s.rows)] for s in context.splits},
-    }
-    if finished(context, "skips", question):
+    if len(gates) > MOST_GATES:
+        raise UserError(
+            f"{len(gates)} skip gates have {2 ** len(gates):,} subsets; name at most "
+            f"{MOST_GATES} of them in analyse.gates: {', '.join(gates)}"
+        )
+    controls = _load_controls(context)
+    question = context.question(
+        "styles", "skeletons", "count",
+        gates=list(gates), controls={n: c.weights for n, c in controls.items()},
+    )  # fmt: skip
+    if context.finished("skips", question, "skips.npz"):
         say("skips: finished before")
         return
     if not is_main_process():
@@ -66,11 +69,16 @@ def run(context: Context) -> None:
     record: dict[str, Any] = {
         "question": question,
         "gates": list(gates),
+        "gate_shapes": [list(taps.tap_shapes(trained.recipe)[g]) for g in gates],
         "decoders": list(taps.decoder_taps(trained.recipe)),
         "opened": all_coalitions(len(gates)).tolist(),
         "classes": _class_names(context),
-        "protocol": _protocol(context),
+        "protocol": (
+            f"{context.protocol}; heatmap PCK: strictly nearer than a twentieth of the map's "
+            "side, mean over people (macro); the mean replacement is that of the first split"
+        ),
         "splits": {},
+        "controls": {},
     }
     arrays: dict[str, np.ndarray] = {}
     for split in context.splits:
@@ -78,24 +86,32 @@ def run(context: Context) -> None:
         for style in section.styles:
             found = _ablate(context, split, gates, means, style)
             styles[style] = _summary(context, split, gates, found)
-            if style == "zero":
+            if style == section.styles[0]:
                 arrays |= _pictures(context, split, found)
+                if split is context.splits[-1]:
+                    record["controls"] = _controls(context, split, controls, found)
         record["splits"][split.name] = {"people": len(split.rows), "styles": styles}
-    record["controls"] = _controls(context, gates, means)
     save_arrays(context.folder / "skips.npz", arrays)
     write_json(context.folder / "skips.json", record)
     say(f"skips: {2 ** len(gates)} subsets of {len(gates)} gates, see skips.json")
 
 
-def _protocol(context: Context) -> str:
-    spec = context.trained.recipe.spec
-    return (
-        f"PCK@{context.section.threshold:g} of the longer box side, ground-truth boxes x "
-        f"{spec.padding:g}, input {spec.size[0]}x{spec.size[1]}, no flip test, decode "
-        f"{context.trained.recipe.codec.decode}, step {context.trained.step}; heatmap PCK: "
-        "strictly nearer than a twentieth of the map's side, mean over people (macro); the "
-        "mean replacement is that of the first split; intervals 95 %, by picture"
-    )
+def _load_controls(context: Context) -> dict[str, Trained]:
+    """The retrained networks of `analyse.controls`.
+
+    Raises:
+      UserError: no run there, or a network of another skeleton.
+    """
+    named = to_plain(context.section.controls)
+    found = {n: load_trained(p, context.section.checkpoint) for n, p in named.items()}
+    skeleton = context.trained.recipe.skeleton
+    for name, control in found.items():
+        if control.recipe.skeleton.keypoints != skeleton.keypoints:
+            raise UserError(
+                f"analyse.controls: {name!r} answers skeleton "
+                f"{control.recipe.skeleton.name!r}, this network {skeleton.name!r}"
+            )
+    return found
 
 
 def _class_names(context: Context) -> dict[str, list[str]]:
@@ -109,8 +125,7 @@ def _class_names(context: Context) -> dict[str, list[str]]:
 def _means(context: Context, split: Split, gates) -> dict[str, np.ndarray]:
     """Mean activation of every gate over people of a split."""
     trained, mesh = context.trained, sharding.local_mesh()
-    picked = np.linspace(0, len(split.rows) - 1, min(_MEANS_OF, len(split.rows)))
-    rows = split.rows[picked.astype(int)].tolist()
+    rows = spread(split.rows, _MEANS_OF).tolist()
     batch = sharding.round_up(context.batch, mesh)
     compiled = taps.compile_over(taps.make_reader(trained.recipe, gates), mesh)
     sums: dict[str, Any] = {gate: 0.0 for gate in gates}
@@ -142,10 +157,11 @@ def _ablate(context: Context, split: Split, gates, means, style: str) -> Found:
         )
     decoders = taps.decoder_taps(recipe)
     batch = context.section.batch or batch_size(recipe, gates)
-    batch = sharding.round_up(min(batch, len(rows)), mesh)
+    batch = max(min(batch, len(rows)), skips.MIN_ROWS)
+    batch = sharding.round_up(batch, mesh)
     order = np.random.default_rng(context.section.seed).permutation(len(rows))
-    # The last batch is filled with people from the front, so that nobody's donor is himself.
-    filled = np.concatenate([order, order[: -len(order) % batch]])
+    # Filled with people from the front, so that every row is real and nobody his own donor.
+    filled = np.resize(order, -(-len(order) // batch) * batch)
     compiled = taps.compile_over(
         skips.make_ablation(recipe, gates, decoders, style), mesh
     )
@@ -162,63 +178,65 @@ def _ablate(context: Context, split: Split, gates, means, style: str) -> Found:
         whole = np.concatenate([p[name] for p in parts], axis)
         return np.take(np.take(whole, np.arange(len(order)), axis), back, axis)
 
-    people, true, visible = context.people(split)
-    matrices = np.stack([crop_matrix(p, recipe.view) for p in people])
-    subsets = 2 ** len(gates)
-    keypoints = geometry.invert(
-        joined("keypoints", 1).astype(np.float64),
-        np.broadcast_to(matrices, (subsets, *matrices.shape)),
-    )
-    sides = pck_.box_longer_side(np.stack([p.box for p in people]))
-    error = np.linalg.norm(keypoints - true, axis=-1) / sides[:, None]
-    shape = taps.tap_shapes(recipe)
-    side = max(shape[t][0] for t in shape if t.endswith("heatmaps"))
+    keypoints = joined("keypoints", 1)
+    side = max(inference.map_size(recipe))
     cells = np.linalg.norm(joined("grid", 1) - joined("true_grid", 0), axis=-1)
     hsic = np.sum([p["hsic"] for p in parts], 0) if decoders else np.zeros((1, 0, 3))
     return Found(
-        correct=error <= context.section.threshold,
+        correct=context.right(keypoints, split.people),
         grid_correct=cells / (side / 10) < 0.5,
         peak=joined("peak", 1),
         entropy=joined("entropy", 1),
         change=joined("changes", 2) if decoders else np.zeros((1, 0, len(rows))),
         cka=skips.cka(hsic),
         keypoints=keypoints,
-        drawn=joined("drawn", 0) & (visible > 0),
+        drawn=joined("drawn", 0) & split.people.labelled,
     )
 
 
 def _summary(context: Context, split: Split, gates, found: Found) -> dict[str, Any]:
     """Everything of one split and style as plain numbers."""
-    people, _, visible = context.people(split)
-    labelled, groups = visible > 0, [p.image_id for p in people]
+    labelled, groups = split.people.labelled, split.people.groups
     names = context.trained.recipe.skeleton.keypoints
     classes = skips.size_classes(context.trained.recipe.skeleton)
     parts = {"all": list(range(len(names)))} | classes
     parts |= {name: [j] for j, name in enumerate(names) if labelled[:, j].any()}
-    resamples = context.section.resamples
+    parts = {
+        name: joints for name, joints in parts.items() if labelled[:, joints].any()
+    }
+    bottoms = np.stack([labelled[:, joints].sum(1) for joints in parts.values()], 1)
 
-    def share(right: np.ndarray, joints: list[int]) -> dict[str, Any]:
-        top = (right * labelled)[:, joints].sum(1)
-        bottom = labelled[:, joints].sum(1)
-        ends = ratio_interval(top, bottom, groups, resamples=resamples)
-        return {
-            "value": float(top.sum() / max(bottom.sum(), 1)),
-            "low": ends[0],
-            "high": ends[1],
-        }
+    def shares(right: np.ndarray) -> list[dict[str, Any]]:
+        """`[r, n, k]` -> per row {part: value, low, high}; one draw of pictures for all."""
+        tops = np.stack([right[:, :, j].sum(2) for j in parts.values()], 2)  # [r, n, p]
+        flat = np.moveaxis(tops, 0, 1).reshape(len(groups), -1)
+        below = np.tile(bottoms, (1, len(right)))
+        low, high = ratio_intervals(
+            flat, below, groups, resamples=context.section.resamples
+        )
+        value = flat.sum(0) / below.sum(0)
+        ends = np.stack([value, low, high], 1).reshape(len(right), len(parts), 3)
+        fields = ("value", "low", "high")
+        return [
+            {n: dict(zip(fields, map(float, e))) for n, e in zip(parts, row)}
+            for row in ends
+        ]
 
     values, empty, residual = skips.skip_values(found.correct, labelled)
+    gate_shares = shares(np.concatenate([values, empty[None]]) * labelled)
+    # What all gates together add, with an interval of its own.
+    gain = shares((found.correct[-1] * 1.0 - found.correct[0])[None] * labelled)[0]
     subsets = []
-    for row, right in enumerate(found.correct):
+    for row, share in enumerate(shares(found.correct * labelled)):
         grid = skips.person_pck(found.grid_correct[row], found.drawn)
         kept = np.where(labelled, found.peak[row], np.nan)
-        spread = np.where(labelled, found.entropy[row], np.nan)
+        spread_ = np.where(labelled, found.entropy[row], np.nan)
         subsets.append(
             {
-                "pck": {name: share(right, joints) for name, joints in parts.items()},
+                "pck": share,
                 "heatmap_pck": float(np.nanmean(grid)),
                 "peak": float(np.nanmean(kept)),
-                "entropy": float(np.nanmean(spread)),
+                "entropy": float(np.nanmean(spread_)),
                 "relative_change": plain(found.change[row].mean(1)),
                 "cka_change": plain(1 - found.cka[row]),
             }
@@ -231,11 +249,9 @@ def _summary(context: Context, split: Split, gates, found: Found) -> dict[str, A
         histograms[name] = np.histogram(known, edges)[0].tolist()
     return {
         "subsets": subsets,
-        "shapley": {
-            gate: {name: share(values[g], joints) for name, joints in parts.items()}
-            for g, gate in enumerate(gates)
-        },
-        "shapley_empty": {name: share(empty, joints) for name, joints in parts.items()},
+        "shapley": dict(zip(gates, gate_shares)),
+        "shapley_empty": gate_shares[-1],
+        "whole_minus_closed": gain,
         "largest_residual": residual,
         "joints": {name: int(labelled[:, j].sum()) for name, j in parts.items()},
         "histogram": {"edges": edges.tolist(), **histograms},
@@ -252,66 +268,45 @@ def _pictures(context: Context, split: Split, found: Found) -> dict[str, np.ndar
     generator = np.random.default_rng(context.section.seed)
     # Perfect answers first, as in the thesis; where they are few, the next best.
     order = np.lexsort((generator.random(len(score)), -score))[:count]
-    recipe = context.trained.recipe
-    people, true, visible = context.people(split, split.rows[order])
-    crops, on, off, truth = [], [], [], []
-    for n, (person, row) in enumerate(zip(people, split.rows[order])):
-        matrix = crop_matrix(person, recipe.view)
-        crops.append(
-            geometry.warp(split.source.image(int(row)), matrix, recipe.spec.size)
-        )
-        on.append(geometry.transform(found.keypoints[-1, order[n]], matrix))
-        off.append(geometry.transform(found.keypoints[0, order[n]], matrix))
-        truth.append(geometry.transform(true[n], matrix))
+    recipe, people = context.trained.recipe, select(split.people, order)
+    crops = [
+        geometry.warp(split.source.image(int(row)), matrix, recipe.spec.size)
+        for row, matrix in zip(split.rows[order], people.matrices)
+    ]
     p = split.name
     return {
         f"{p}_crops": np.stack(crops),
-        f"{p}_on": np.stack(on),
-        f"{p}_off": np.stack(off),
-        f"{p}_true": np.stack(truth),
-        f"{p}_visible": visible,
+        f"{p}_on": found.keypoints[-1, order],
+        f"{p}_off": found.keypoints[0, order],
+        f"{p}_true": geometry.transform(people.true, people.matrices),
+        f"{p}_visible": people.visible,
         f"{p}_score": score[order],
     }
 
 
-def _controls(context: Context, gates, means) -> dict[str, Any]:
-    """Retrained networks beside the whole one and the one with every gate closed, on the last
-    split: differences in PCK, paired by picture."""
-    split, threshold = context.splits[-1], context.section.threshold
-    named = context.section.controls.to_dict()
-    if not named:
-        return {}
-    base = _ablate(context, split, gates, means, "zero").correct
-    people, true, visible = context.people(split)
-    labelled, groups = visible > 0, [p.image_id for p in people]
-    sides = pck_.box_longer_side(np.stack([p.box for p in people]))
-
-    def counts(right):
-        return (right & labelled).sum(1)[None].astype(float)
-
-    asked = labelled.sum(1)[None].astype(float)
+def _controls(
+    context: Context, split: Split, controls: dict[str, Trained], base: Found
+) -> dict[str, Any]:
+    """Retrained networks beside the whole one and the one with every gate closed."""
     found = {}
-    for name, path in named.items():
-        other = load_trained(path, context.section.checkpoint)
-        mesh = sharding.local_mesh()
+    mesh = sharding.local_mesh()
+    for name, other in controls.items():
         answer = inference.predict_source(
             other.recipe, other.variables, split.source,
             mesh=mesh, batch=sharding.round_up(context.batch, mesh), flip_test=False,
-            rows=split.rows.tolist(),
+            rows=split.rows.tolist(), alone=True,
         )  # fmt: skip
-        error = np.linalg.norm(answer.keypoints - true, axis=-1) / sides[:, None]
-        right = error <= threshold
+        # Back into the crops of this network, which may have another input.
+        points = geometry.transform(answer.keypoints, split.people.matrices)
+        right = context.right(points, split.people)
         found[name] = {
-            "workdir": str(path),
             "step": other.step,
-            "pck": float(counts(right).sum() / asked.sum()),
+            "pck": pck(right, split.people),
+            **{
+                f"minus_{title}": context.difference(
+                    right, base.correct[row], split.people
+                )
+                for title, row in (("whole", -1), ("all_closed", 0))
+            },
         }
-        for title, row in (("whole", -1), ("all_closed", 0)):
-            d = paired_difference(
-                counts(right), asked, counts(base[row]), asked, groups,
-                resamples=context.section.resamples,
-            )  # fmt: skip
-            found[name][f"minus_{title}"] = {
-                "value": d.estimate, "low": d.low, "high": d.high,
-            }  # fmt: skip
     return found

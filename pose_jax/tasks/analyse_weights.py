@@ -13,10 +13,9 @@ import numpy as np
 from pose_jax import inference, sharding
 from pose_jax.config import UserError
 from pose_jax.intervals import mean_interval
-from pose_jax.metrics import pck as pck_
-from pose_jax.tasks.analyse import Context
+from pose_jax.tasks.analyse_context import Context, select
 from pose_jax.tasks.arrays import load_arrays, plain, save_arrays
-from pose_jax.writer import is_main_process, say, write_json
+from pose_jax.writer import is_main_process, read_json, say, write_json
 
 CLIP = 0.5
 """Errors beyond half the box's longer side count as that: one lost limb is enough."""
@@ -27,7 +26,8 @@ def run(context: Context) -> None:
 
       misplaced           1 + error / mean error for misplaced people, 1 for others,
       misplaced_shuffled  the same factors dealt out at random,
-      error_all           1 + error / mean error for everybody, scaled to the same spread.
+      error_all           by error for everybody, with the same standard deviation as long as
+                          no factor would be negative (`spread` in weights.json says).
 
     Raises:
       UserError: the study `clusters` was not run before.
@@ -40,17 +40,22 @@ def run(context: Context) -> None:
         )
     if not is_main_process():
         return
+    clusters = read_json(context.folder / "clusters.json", {}).get("question", {})
+    if clusters.get("weights") != context.trained.weights:
+        raise UserError(
+            f"{path} is of another checkpoint; run the study 'clusters' again before 'weights'"
+        )
     found = load_arrays(path)
     split, trained = context.splits[0], context.trained
-    by_id = {str(split.source.person(int(r)).id): int(r) for r in split.rows}
+    by_id = {str(p.id): n for n, p in enumerate(split.people.people)}
     missing = [i for i in found["id"].tolist() if i not in by_id]
     if missing:
         raise UserError(
             f"{path} names {len(missing)} people that are not in {split.source.name}; run "
             "the study 'clusters' again"
         )
-    rows = np.array([by_id[i] for i in found["id"].tolist()])
-    error = _errors(context, rows)
+    index = np.array([by_id[i] for i in found["id"].tolist()])
+    error = _errors(context, index)
     misplaced = found["misplaced"]
     factors = make_weights(error, misplaced, seed=context.section.seed)
     for name, weight in factors.items():
@@ -63,19 +68,20 @@ def run(context: Context) -> None:
         found["image_id"].tolist(),
     )  # fmt: skip
     record = {
-        "people": len(rows),
+        "people": len(index),
+        "question": context.question(clusters=clusters),
         "misplaced": int(misplaced.sum()),
         "error_misplaced": _mean(error[misplaced], low[0], high[0]),
         "error_others": _mean(error[~misplaced], low[1], high[1]),
         "spread": {n: float(w.std()) for n, w in factors.items()},
         "protocol": (
-            f"mean error / longer box side (at most {CLIP}) of {len(rows)} people of "
+            f"mean error / longer box side (at most {CLIP}) of {len(index)} people of "
             f"{split.source.name}, step {trained.step}; misplaced: silhouette below 0"
         ),
     }
     write_json(context.folder / "weights.json", record)
     say(
-        f"weights: {record['misplaced']} of {len(rows)} people are misplaced, see "
+        f"weights: {record['misplaced']} of {len(index)} people are misplaced, see "
         "weights-*.npz"
     )
 
@@ -107,20 +113,18 @@ def make_weights(
     }
 
 
-def _errors(context: Context, rows: np.ndarray) -> np.ndarray:
+def _errors(context: Context, index: np.ndarray) -> np.ndarray:
     """Mean error over labelled joints, in longer box sides."""
     split, trained = context.splits[0], context.trained
-    mesh = sharding.local_mesh()
+    people, mesh = select(split.people, index), sharding.local_mesh()
     answer = inference.predict_source(
         trained.recipe, trained.variables, split.source,
         mesh=mesh, batch=sharding.round_up(context.batch, mesh), flip_test=False,
-        rows=rows.tolist(),
+        rows=split.rows[index].tolist(), alone=True,
     )  # fmt: skip
-    people, true, visible = context.people(split, rows)
-    sides = pck_.box_longer_side(np.stack([p.box for p in people]))
-    error = np.linalg.norm(answer.keypoints - true, axis=-1) / sides[:, None]
-    error = np.minimum(error, CLIP)
-    labelled = visible > 0
+    error = np.linalg.norm(answer.keypoints - people.true, axis=-1)
+    error = np.minimum(error / people.sides[:, None], CLIP)
+    labelled = people.labelled
     return np.where(labelled, error, 0).sum(1) / np.maximum(labelled.sum(1), 1)
 
 

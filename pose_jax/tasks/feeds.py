@@ -156,12 +156,19 @@ class LatentFeed:
         people = self._stores[0].people()
         filters = data.filters_of(section)
         enough = people["labelled"] >= section.min_keypoints
-        mine = np.array([filters.in_part(i) for i in people["image_id"]], bool)
+        # Salted: the people may come from a split that was carved by the same hash.
+        names = [f"latents of {i}" for i in people["image_id"]]
+        mine = np.array([filters.in_part(n, n) for n in names], bool)
         self._rows = np.flatnonzero(enough & mine)
         others = ~mine if filters.part == "train" else np.zeros_like(mine)
         self._held_out = np.flatnonzero(enough & others)
         if not len(self._rows):
             raise UserError(f"no latent of {root} passes the filters of its source")
+        if filters.part == "train" and not len(self._held_out):
+            raise UserError(
+                f"holdout={section.holdout:g} of {len(people['id'])} latents leaves nobody "
+                "to validate on; raise pretrain.holdout, or set it to 0"
+            )
         self.metric = "reconstruction" if len(self._held_out) else None
         self._ids = people["id"]
         self.name, self.dropped = (

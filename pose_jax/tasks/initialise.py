@@ -17,6 +17,9 @@ from pose_jax.training.state import TrainState
 from pose_jax.trees import flat_names, unflatten_names
 from pose_jax.writer import read_json, say
 
+STAGE = "pretrain"
+"""Folder of the first stage in a workdir."""
+
 
 def start(config: Any, workdir: Any) -> tuple[str, str | int]:
     """(workdir, checkpoint) that a training starts from: its own first stage where one was
@@ -29,7 +32,7 @@ def start(config: Any, workdir: Any) -> tuple[str, str | int]:
     staged = kind == "pca" or (kind == "convolutional" and config.pretrain.steps)
     if not staged or config.objective.name == "latent":
         return config.init_from.path, config.init_from.checkpoint
-    folder = epath.Path(workdir) / "pretrain"
+    folder = epath.Path(workdir) / STAGE
     steps = checkpoint.saved_steps(folder)
     needed = config.pretrain.steps if kind == "convolutional" else 0
     if needed not in steps:

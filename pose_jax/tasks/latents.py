@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +14,8 @@ from etils import epath
 
 from pose_jax import checkpoint, sharding
 from pose_jax.analysis import taps
-from pose_jax.data.latents import LatentStore
+from pose_jax.config import UserError, to_plain
+from pose_jax.data.latents import LatentStore, part_size
 from pose_jax.data.pipeline import to_skeleton
 from pose_jax.data.sources import Source
 from pose_jax.estimator import fit_variables
@@ -21,15 +24,13 @@ from pose_jax.trees import fingerprint
 from pose_jax.writer import ProgressBar, read_json, say
 
 
-def folder_of(workdir: Any, section: Any, tap: str) -> Any:
-    """Where a run keeps the latents of a tap over the people of a source section."""
-    people = "-".join(
-        str(section[name])
-        for name in ("name", "path", "part", "crop", "labels")
-        if section.get(name) not in ("", "all", None)
-    )
+def folder_of(workdir: Any, section: Mapping[str, Any], weights: int, tap: str) -> Any:
+    """Where a run keeps the latents of a tap over the people of a source section: a folder
+    per set of people, checkpoint and tap."""
+    people = "-".join(str(section[name]) for name in ("name", "path", "part"))
+    asked = json.dumps([to_plain(section), weights], sort_keys=True).encode()
     folder = epath.Path(workdir) / "latents"
-    return folder / _slug(people) / _slug(tap)
+    return folder / f"{_slug(people)}-{zlib.crc32(asked):08x}" / _slug(tap)
 
 
 def _slug(name: str) -> str:
@@ -50,14 +51,19 @@ class Trained(NamedTuple):
     step: int
 
 
-def load_trained(workdir: Any, which: str | int, config: Any = None) -> Trained:
+def load_trained(workdir: Any, which: str | int) -> Trained:
     """The network of a workdir.
 
     Raises:
-      CheckpointError: no checkpoint there.
+      UserError: no run at the path.
+      CheckpointError: it has no such checkpoint.
     """
     stored = read_json(epath.Path(workdir) / "config.json")
-    described = recipe(stored or config)
+    if stored is None:
+        raise UserError(
+            f"{workdir} holds no config.json; give the workdir of a training or conversion"
+        )
+    described = recipe(stored)
     tree, step = checkpoint.load_variables(workdir, which)
     model = described.inference(fit_variables(described, tree))
     return Trained(*model, fingerprint(tree), step)
@@ -69,9 +75,10 @@ def collect(
     folders: Mapping[str, Any],
     *,
     batch: int,
-    part_rows: int = 1024,
+    rows: Sequence[int] | None = None,
+    part_rows: int = 0,
 ) -> dict[str, LatentStore]:
-    """Latents of every person of a source: {tap: its complete store}.
+    """Latents of people of a source, by default of everybody: {tap: its complete store}.
 
     Parts that exist are kept, so the same call resumes; processes share the parts, each on its
     own devices.
@@ -83,12 +90,14 @@ def collect(
       DataError: a folder holds latents of another network.
       ValueError: a tap that does not exist, or a value that is not finite.
     """
-    described, count = trained.recipe, len(source)
+    described = trained.recipe
+    chosen = list(range(len(source)) if rows is None else rows)
+    count = len(chosen)
     names = [taps.require_tap(described, name) for name in folders]
     shapes = taps.tap_shapes(described)
     people = [
         to_skeleton(source.person(row), source.skeleton, described.skeleton)
-        for row in range(count)
+        for row in chosen
     ]
     spec = described.spec
     shared: dict[str, Any] = dict(
@@ -100,8 +109,10 @@ def collect(
         image_ids=[p.image_id for p in people],
         labelled=np.array([(p.visible > 0).sum() for p in people]),
         joints=described.skeleton.num_keypoints,
-        part_rows=part_rows,
     )
+    # Parts of all taps hold the same rows.
+    size = max((int(np.prod(shapes[n])) for n in names), default=1)
+    shared["part_rows"] = part_rows or part_size((size,))
     stores = {
         name: LatentStore.create(folder, tap=name, shape=shapes[name], **shared)
         for name, folder in zip(names, folders.values())
@@ -116,19 +127,20 @@ def collect(
         for number in range(jax.process_index(), first.num_parts, jax.process_count())
         if not all(store.part(number).exists() for store in stores.values())
     ]
+    if missing:
+        gigabytes = sum(s.size for s in stores.values()) * 4 * count / 1e9
+        say(f"collecting {', '.join(names)} of {count} people: {gigabytes:.2g} GB")
     with ProgressBar(sum(len(first.part_rows(n)) for n in missing), "collect") as bar:
         done = 0
         for number in missing:
-            rows = first.part_rows(number)
+            here = first.part_rows(number)
             found = taps.read_taps(
-                described, variables, source, list(rows), names,
+                described, variables, source, [chosen[n] for n in here], names,
                 mesh=mesh, batch=batch, compiled=compiled,
             )  # fmt: skip
             for name, store in stores.items():
                 store.write_part(number, found[name])
-            done += len(rows)
+            done += len(here)
             bar.update(done)
     sharding.wait_for_processes("latents are collected")
-    if missing:
-        say(f"latents of {count} people: {', '.join(str(f) for f in folders.values())}")
     return {name: LatentStore.open(s.path) for name, s in stores.items()}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from pose_jax import checkpoint, data
+from pose_jax import checkpoint, data, sharding
 from pose_jax.analysis import pca
 from pose_jax.config import UserError, source, to_plain
 from pose_jax.data.latents import LatentStore
@@ -22,9 +22,7 @@ from pose_jax.recipe import recipe
 from pose_jax.tasks import initialise, train
 from pose_jax.tasks.latents import collect, folder_of, load_trained
 from pose_jax.tasks.workdir import claim, data_root
-from pose_jax.writer import is_main_process, say
-
-FOLDER = "pretrain"
+from pose_jax.writer import say
 
 
 def run(config: Any, workdir: str) -> None:
@@ -45,12 +43,13 @@ def run(config: Any, workdir: str) -> None:
             "runs/thesis-small-repaired)"
         )
     stores = _collect(config, base)
-    folder = str(epath.Path(workdir) / FOLDER)
+    folder = str(epath.Path(workdir) / initialise.STAGE)
     staged = stage_config(config, stores[0].path.parent)
+    claim(staged, folder)
     if kind == "pca":
         _fit(staged, folder, stores)
+        sharding.wait_for_processes("the projection is fitted")
         return
-    claim(staged, folder)
     train.run(staged, folder)
 
 
@@ -95,7 +94,8 @@ def _collect(config: Any, base: str) -> list[LatentStore]:
     )
     stacks = recipe(config).module.config.stacks  # type: ignore[attr-defined]
     names = [f"stack{i}/bottleneck" for i in range(stacks)]
-    folders = {n: folder_of(base, config.data.train.source, n) for n in names}
+    section = to_plain(config.data.train.source)
+    folders = {n: folder_of(base, section, trained.weights, n) for n in names}
     found = collect(trained, people, folders, batch=config.evaluate.batch)
     return [found[name] for name in folders]
 
@@ -116,6 +116,4 @@ def _fit(config: Any, folder: str, stores: list[LatentStore]) -> None:
         place["components"] = np.asarray(fitted.components, np.float32)
         share = float(fitted.shares[:code].sum())
         say(f"stack {stack}: {code} components hold {share:.1%} of the variance")
-    claim(config, folder)
-    if is_main_process():
-        checkpoint.save_variables(folder, tree, info={"config": to_plain(config)})
+    checkpoint.save_variables(folder, tree, info={"config": to_plain(config)})

@@ -211,7 +211,7 @@ class Loop:
             values["gradient_norm"]
         ):
             self.checkpoints.wait()
-            people = self.feed.describe(ids)
+            people = self.feed.describe(ids.tolist())
             raise UserError(
                 f"loss {values['loss']} with gradient norm {values['gradient_norm']} at "
                 f"step {done}; sample ids {people}; nothing was saved from it. Lower "
