@@ -12,6 +12,7 @@ Andersen's thesis, whose network it is at full size (16,105,047 parameters).
 | `small` | from runs/thesis-small-repaired on LSPET, 500 steps | 10 minutes on 2 CPU cores |
 | `small-study` | arms continued, autoencoder, autoencoder_random, pca_50 x 3 seeds, then the table | 70 minutes on 2 CPU cores |
 | `small-study-all` | also linear output, codes 10, 17, 200, skips off without and with it | 3 hours |
+| `thesis-study` | all of that and code 1024 from runs/thesis, 9 epochs each | accelerators |
 
 All arms of a study start from one stored base, run equal steps and are read at their last
 (averaged) checkpoint. A code of 1024 needs the latent of the full-size network.
@@ -36,46 +37,53 @@ _MORE = {
     "no_skips": {"model": {"skips": ()}},
     "no_skips_autoencoder": {"model": {"skips": (), "autoencoder": _AE}},
 }
-STUDIES = {"small-study": _FOUR, "small-study-all": {**_FOUR, **_MORE}}
+_LARGE = {"code_1024": {"model": {"autoencoder": _AE, "code": 1024}}}
+STUDIES = {
+    "small-study": _FOUR,
+    "small-study-all": {**_FOUR, **_MORE},
+    "thesis-study": {**_FOUR, **_MORE, **_LARGE},
+}
 
 
 def get_config(arg="small"):
-    if arg == "thesis":
-        return _thesis()
-    if arg == "small":
-        return _autoencoder(_small())
+    if arg in ("thesis", "small"):
+        c = _thesis() if arg == "thesis" else _small()
+        c.tasks = ("pretrain", "train", "evaluate")
+        c.model.autoencoder = _AE
+        return c
     if arg not in STUDIES:
         raise ValueError(
             f"configs/autoencoder.py has no argument {arg!r}; use thesis, small, "
             f"{', '.join(STUDIES)}"
         )
-    c = _small()
+    c = _thesis() if arg.startswith("thesis") else _small()
     c.tasks = ("sweep", "compare")
-    c.model.update(autoencoder="none", autoencoder_output="relu", code=50, skips=None)
     c.sweep.arms = STUDIES[arg]
     c.sweep.tasks = ("pretrain", "train", "evaluate")
+    c.evaluate.checkpoint = "last"
     c.compare.baseline = "continued"
     return c
 
 
-def _autoencoder(c):
-    c.tasks = ("pretrain", "train", "evaluate")
-    c.model.update(autoencoder=_AE, code=50)
+def _fields(c):
+    """Every field that an arm or the command line may change."""
+    c.model.update(autoencoder="none", autoencoder_output="relu", code=50, skips=None)
     return c
 
 
 def _thesis():
     """Stage one: SGD, 5e-4 halved every 25 of 100 epochs, batch 16 in file order. Stage two:
     a fresh RMSprop for the 9 epochs in which the original's weights moved."""
-    c = _autoencoder(_hourglass().get_config("thesis"))
+    c = _fields(_hourglass().get_config("thesis"))
     c.init_from.update(path="runs/thesis", checkpoint="best")
-    c.pretrain.update(steps=100 * 7753, file_order=True, eval_every=7753)
+    # All crops, as in the original, which validated on the latents of val2017.
+    c.pretrain.update(steps=100 * 7753, file_order=True, holdout=0.0, eval_every=0)
     c.train.steps = 9 * 7753
     return c
 
 
 def _small():
-    c = _hourglass().get_config("thesis-small-repaired")
+    c = _fields(_hourglass().get_config("thesis-small-repaired"))
     c.init_from.update(path="runs/thesis-small-repaired", checkpoint="last")
     c.data.select.name = ""  # Arms are compared at the last checkpoint.
     c.pretrain.update(steps=1500, batch=64, eval_every=500)

@@ -206,6 +206,8 @@ def score(
 ) -> dict[str, Any]:
     """Every metric of the PCK family that `section.metrics` asks for.
 
+    `heatmap_pck` stands in one record per variant that the skeleton has.
+
     Raises:
       ValueError: unknown metric, or one that the data cannot give.
     """
@@ -259,7 +261,7 @@ def score(
         result["pck_crop"] = record.compute()
     if "heatmap_pck" in section.metrics:
         drawn = np.where(predictions.drawn, visible, 0)
-        for variant in ("labelled", "visible", "limbs"):
+        for variant in pck_.heatmap_variants(names):
             record = pck_.heatmap_pck(
                 predictions.grid, predictions.true_grid, drawn,
                 predictions.map_side, names=names, variant=variant,

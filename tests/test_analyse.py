@@ -178,6 +178,60 @@ def test_finished_studies_are_kept(workdir, capsys, monkeypatch):
     assert (workdir / FOLDER / "skips.json").stat().st_mtime_ns == stamp
 
 
+def test_another_question_is_asked_again(workdir, capsys, monkeypatch):
+    """Settings that change the answer, controls among them, are part of the question. A
+    control that is the network itself differs by nothing."""
+    monkeypatch.setattr(analyse, "_health", lambda context: {"problem": ""})
+    c = make_config()
+    c.analyse.update(
+        studies=("skips",), name="again", splits=("eval",), styles=("mean",), skeletons=2,
+        controls={"itself": str(workdir)},
+    )  # fmt: skip
+    analyse.run(c, str(workdir))
+    first = json.loads((workdir / "analysis/again/skips.json").read_text())
+    itself = first["controls"]["itself"]
+    assert itself["minus_whole"]["value"] == 0 == itself["minus_whole"]["high"]
+    style = first["splits"]["eval"]["styles"]["mean"]
+    closed = itself["minus_all_closed"]["value"]
+    assert closed == pytest.approx(style["whole_minus_closed"]["all"]["value"])
+    capsys.readouterr()
+    analyse.run(c, str(workdir))
+    assert "finished before" in capsys.readouterr().out
+    c.analyse.threshold = 0.2
+    analyse.run(c, str(workdir))
+    assert "finished before" not in capsys.readouterr().out
+    second = json.loads((workdir / "analysis/again/skips.json").read_text())
+    assert second["question"]["threshold"] == 0.2
+    whole = [
+        r["splits"]["eval"]["styles"]["mean"]["subsets"][-1]["pck"]["all"]["value"]
+        for r in (first, second)
+    ]
+    assert whole[1] > whole[0]
+
+
+def test_health_lets_a_network_pass_that_beats_the_mean_pose(workdir, monkeypatch):
+    """Answers that lie on the labels pass; so does nothing else (the refusal is below)."""
+    import dataclasses
+
+    from pose_jax import inference
+
+    real = inference.predict_source
+
+    def labels(recipe, variables, people, **options):
+        found = real(recipe, variables, people, **options)
+        true = np.stack([people.person(int(r)).keypoints for r in found.rows])
+        return dataclasses.replace(found, keypoints=true)
+
+    monkeypatch.setattr(analyse.inference, "predict_source", labels)
+    seen = []
+    monkeypatch.setitem(analyse.STUDIES, "skips", seen.append)
+    c = make_config()
+    c.analyse.update(studies=("skips",), name="passes")
+    analyse.run(c, str(workdir))
+    health = json.loads((workdir / "analysis/passes/index.json").read_text())["health"]
+    assert len(seen) == 1 and health["pck"] == 1 and health["gain"]["low"] > 0
+
+
 def test_a_network_that_answers_nothing_is_not_analysed(workdir, tmp_path, capsys):
     c = make_config()
     c.analyse.name = "fresh"

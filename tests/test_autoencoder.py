@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from pose_jax import checkpoint, data, models
-from pose_jax.config import UserError
+from pose_jax import checkpoint, data, models, sharding
+from pose_jax.config import UserError, source
 from pose_jax.data.checks import DataError
 from pose_jax.data.latents import LatentStore
+from pose_jax.data.sources import Filters
 from pose_jax.models import THESIS, Edit
 from pose_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from pose_jax.recipe import recipe
-from pose_jax.tasks import pretrain, train
+from pose_jax.tasks import analyse, pretrain, train
+from pose_jax.tasks.feeds import make_feed
 from pose_jax.tasks.latents import collect, load_trained
 from pose_jax.tasks.workdir import claim
 from pose_jax.training.objectives import latent
@@ -233,6 +235,76 @@ def test_latents_of_another_checkpoint_are_refused(base, tmp_path):
     other = trained._replace(weights=trained.weights + 1)
     with pytest.raises(DataError, match="delete the folder"):
         collect(other, people, folders, batch=16)
+
+
+def test_two_stacks_have_their_own_autoencoders(tmp_path):
+    """Both are pretrained on their own latents, and read through their own taps."""
+    c = tiny_config(steps=2, eval_every=0)
+    c.model.stacks = 2
+    c.data.select.name = ""
+    path = str(tmp_path / "base")
+    claim(c, path)
+    train.run(c, path)
+    c = staged_config(path, stacks=2, autoencoder="convolutional", code=4)
+    c.pretrain.update(steps=4, file_order=True, labelled="all")
+    run(c, str(tmp_path / "both"))
+    first = load(tmp_path / "both" / "pretrain")
+    kernels = [first[f"params/stack{i}_autoencoder/code/kernel"] for i in (0, 1)]
+    assert np.any(kernels[0] != kernels[1])
+    stores = sorted(
+        p.name for p in next((tmp_path / "base" / "latents").iterdir()).iterdir()
+    )
+    assert stores == ["stack0-bottleneck", "stack1-bottleneck"]
+
+
+def test_latents_of_a_carved_split_are_held_out_anew(tmp_path):
+    """People of a training part, carved by the hash of their pictures, are split again: the
+    same hash would hold out nobody."""
+    carved = Filters(part="train", holdout=0.3)
+    ids = [i for i in range(400) if carved.in_part(i, i)]
+    c = staged_config("base", autoencoder="convolutional", code=6)
+    store = LatentStore.create(
+        tmp_path / "stack0-bottleneck", tap="t", shape=(2, 2, 8), weights=1, step=1,
+        source="s", input={}, ids=ids, image_ids=ids, labelled=np.arange(len(ids)) % 18,
+        joints=17,
+    )  # fmt: skip
+    values = (
+        np.random.default_rng(0).normal(size=(len(ids), 2, 2, 8)).astype(np.float32)
+    )
+    store.write_part(0, values)
+    c.objective.name = "latent"
+    c.data.train.source = source(
+        "latents", path=str(tmp_path), part="train", holdout=0.2, min_keypoints=1
+    )
+    described = recipe(c)
+    feed = make_feed(c, described, described, str(tmp_path), sharding.make_mesh())
+    assert feed.metric == "reconstruction"
+    held_out = len(ids) - len(feed) - int((np.arange(len(ids)) % 18 == 0).sum())
+    assert 0.1 * len(ids) < held_out < 0.3 * len(ids)
+    c.data.train.source.min_keypoints = 17
+    full = make_feed(c, described, described, str(tmp_path), sharding.make_mesh())
+    assert len(full) < len(ids) / 17
+    c.data.train.source.update(holdout=1e-6, min_keypoints=1)
+    with pytest.raises(UserError, match="leaves nobody"):
+        make_feed(c, described, described, str(tmp_path), sharding.make_mesh())
+
+
+def test_the_code_can_be_analysed(base, tmp_path, monkeypatch):
+    """Any tap: principal components of the code, decoded through the autoencoder."""
+    monkeypatch.setattr(analyse, "_health", lambda context: {"problem": ""})
+    c = staged_config(base, autoencoder="convolutional", code=6)
+    c.pretrain.steps = 0
+    run(c, str(tmp_path))
+    c.analyse.update(
+        studies=("latent",), tap="stack0/code", components=(1, -1), steps=(0.0, 2.0),
+        displaced=4, resamples=20, ranks=(0,), count=30,
+    )  # fmt: skip
+    analyse.run(c, str(tmp_path))
+    found = json.loads((tmp_path / "analysis/val/latent.json").read_text())
+    assert found["tap"] == "stack0/code" and found["shape"] == [6]
+    assert found["pca"]["values"] == 6 and found["pca"]["samples"] == 30
+    whole = found["projection"]["own_skips"]
+    assert whole["only"][-1]["pck"] == pytest.approx(whole["whole"], abs=0.02)
 
 
 def test_objective_and_source_belong_together(base, tmp_path):

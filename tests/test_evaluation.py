@@ -1,5 +1,6 @@
 """`evaluate` end to end on a small COCO-format set: one AP by three ways, detections, refusals."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from pose_jax import checkpoint, data, evaluation
+from pose_jax import checkpoint, data, evaluation, skeletons
 from pose_jax.config import UserError, source, to_plain
 from pose_jax.data.checks import DataError
 from pose_jax.data.figures import FigureSource
@@ -435,3 +436,23 @@ def test_heatmap_pck_stands_with_both_denominators(run, dataset):
         np.testing.assert_allclose(found["macro"], rates.mean())
         np.testing.assert_allclose(found["macro_over_all"], rates.sum() / len(source))
     assert result["heatmap_pck_limbs"]["macro_over_all"] == [0.0]
+
+
+def test_heatmap_pck_of_a_body_without_limbs(run, dataset):
+    """The variants that the body has are scored, whatever joints it lacks."""
+    c, _ = run
+    c = c.copy_and_resolve_references()
+    c.evaluate.metrics = ("heatmap_pck", "pck")
+    head = skeletons.from_names(("nose", "left_eye", "right_eye"), name="head")
+    described = dataclasses.replace(recipe(c), skeleton=head)
+    source = data.open_source(c.data.eval, root=None, skeleton="coco")
+    _, true, visible = evaluation.people_arrays(source, range(len(source)), described)
+    grid = np.full(visible.shape + (2,), 4)
+    predictions = Predictions(
+        rows=np.arange(len(source)), keypoints=true, scores=np.ones(visible.shape),
+        grid=grid, true_grid=grid, drawn=visible > 0, map_side=8,
+    )  # fmt: skip
+    result = evaluation.score(predictions, source, described, c.evaluate)
+    assert result["heatmap_pck_labelled"]["macro"] == [1.0]
+    assert result["heatmap_pck_visible"]["macro"] == [1.0]
+    assert "heatmap_pck_limbs" not in result and result["pck"]["micro"]

@@ -1,16 +1,23 @@
-"""Hourglass: published sizes, taps and edits, layers against Flax's own."""
+"""Hourglass: published sizes, taps and edits, layers against Flax's own, first weights."""
 
 import functools
+from types import SimpleNamespace
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from pose_jax import models
-from pose_jax.models import NEWELL, THESIS, Edit, layers, zoo
+from pose_jax.heatmaps import Codec
+from pose_jax.models import NEWELL, THESIS, Edit, initialise, layers, zoo
 from pose_jax.models.outputs import Taps
+from pose_jax.pixels import InputSpec, normalise
+from pose_jax.training.objectives.heatmap import HeatmapObjective
+from pose_jax.trees import flat_names
 
 TINY = dict(name="hourglass", stacks=2, depth=1, features=8, stem=(4, 4, 8))
 
@@ -164,6 +171,7 @@ def test_bfloat16_keeps_parameters_and_statistics_in_float32(tiny):
         (dict(name="hourglass", shortcut="conv"), "model.shortcut"),
         (dict(name="hourglass", stem=(1, 2)), "three widths"),
         (dict(name="hourglass", stacks=0), "at least 1"),
+        (dict(name="hourglass", init="xavier"), "'xavier'; use glorot or pytorch"),
     ],
 )
 def test_bad_sections_are_explained(section, message):
@@ -220,3 +228,126 @@ def test_pool_and_upsample_equal_flax():
     np.testing.assert_array_equal(
         layers.upsample2(x), jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
     )
+
+
+# Weights before training
+
+
+FRESH = dict(
+    THESIS, name="hourglass", depth=1, features=32, stem=(32, 32, 32), init="pytorch",
+    bottleneck_residuals=1, autoencoder="convolutional", code=5,
+)  # fmt: skip
+
+
+def unset(**fields):
+    """The parameters of a network by shape, all 7."""
+    module = models.build({**FRESH, **fields}, num_keypoints=3)
+    images = jnp.zeros((1, 32, 32, 3))
+    shapes = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+    return jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), shapes)
+
+
+_redraw = jax.jit(lambda params, key: initialise.pytorch(params, key=key))
+
+
+def redrawn(params, seed=0):
+    found = _redraw(params, jax.random.key(seed, impl="unsafe_rbg"))
+    return {name: np.asarray(x) for name, x in flat_names(found).items()}
+
+
+@functools.cache
+def drawn():
+    return redrawn(unset())
+
+
+def fans(kernel):
+    window = np.prod(kernel.shape[:-2])
+    return window * kernel.shape[-2], window * kernel.shape[-1]
+
+
+def test_pytorch_weights_are_glorot_normal_without_an_end():
+    """Kernels of all kinds: the stem's, 1x1, 3x3, dense and convolutions of the autoencoder."""
+    kernels = {name: x for name, x in drawn().items() if name.endswith("/kernel")}
+    assert {4, 2} == {x.ndim for x in kernels.values()}
+    assert any("autoencoder/code" in n for n in kernels)
+    units = []
+    for name, x in kernels.items():
+        unit = (x / np.sqrt(2 / sum(fans(x)))).ravel()
+        assert abs(unit.mean()) < 5 / np.sqrt(x.size), name
+        assert abs(unit.std() - 1) < 5 / np.sqrt(2 * x.size), name
+        units.append(unit)
+    big = max(units, key=len)
+    assert np.abs(big).max() > 3.5
+    units = np.concatenate(units)
+    assert units.size > 100_000
+    assert stats.kstest(units, "norm").pvalue > 1e-3
+    assert stats.kurtosis(units) == pytest.approx(0, abs=0.1)
+
+
+def test_the_layers_own_weights_have_an_end():
+    """Why the thesis's are drawn anew: the same variance, cut at 2 sigma and widened."""
+    draw = layers.conv(64, 3, "conv", jnp.float32).kernel_init
+    x = draw(jax.random.key(0), (3, 3, 64, 64), jnp.float32)
+    unit = np.asarray(x) / np.sqrt(2 / sum(fans(x)))
+    assert abs(unit.std() - 1) < 0.02 and 2.2 < np.abs(unit).max() < 2.3
+
+
+def test_pytorch_biases_are_uniform_by_fan_in():
+    found, units = drawn(), []
+    for name, x in found.items():
+        kernel = found.get(f"{name.removesuffix('/bias')}/kernel")
+        if name.endswith("/bias") and kernel is not None:
+            units.append(x * np.sqrt(fans(kernel)[0]))
+            assert np.abs(units[-1]).max() <= 1 + 1e-6, name
+    units = np.concatenate(units)
+    assert units.size > 900 and np.abs(units).max() > 0.99
+    assert stats.kstest(units, stats.uniform(-1, 2).cdf).pvalue > 1e-3
+
+
+def test_nothing_else_is_drawn_anew():
+    """Normalisations and fitted projections."""
+    found, before = drawn(), flat_names(unset())
+    assert found.keys() == before.keys()
+    stay = {n for n in found if f"{n.rpartition('/')[0]}/kernel" not in found}
+    assert sum("norm" in n for n in stay) > 20
+    for name, x in found.items():
+        assert (x.shape, x.dtype) == (before[name].shape, before[name].dtype)
+        assert (x == 7).all() if name in stay else not (x == 7).any(), name
+    fitted = {"stack0_autoencoder": unset(autoencoder="pca")["stack0_autoencoder"]}
+    found = redrawn(fitted)
+    assert len(found) == 2 and all((x == 7).all() for x in found.values())
+
+
+def test_draws_depend_on_the_key_and_the_name():
+    found, other, params = drawn(), redrawn(unset(), seed=1), unset()
+    names = ("stem1", "stack0_heatmaps")
+    fewer = redrawn({name: params[name] for name in names})
+    assert len(fewer) == 16
+    for name, x in fewer.items():  # What two networks share starts alike.
+        np.testing.assert_array_equal(x, found[name], err_msg=name)
+    kernels = [name for name in found if name.endswith("/kernel")]
+    assert not any((found[name] == other[name]).any() for name in kernels)
+    assert len({found[name].tobytes() for name in kernels}) == len(kernels)
+
+
+class _Norm(nn.Module):
+    config: Any
+
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.BatchNorm(not train)(nn.Dense(4, name="dense")(x))
+
+
+@pytest.mark.parametrize("init", ["glorot", "pytorch", None])
+def test_training_starts_as_the_network_says(init):
+    config = SimpleNamespace(init=init) if init else SimpleNamespace()
+    module, spec = _Norm(config), InputSpec(size=(8, 8))
+    batch = {"image": np.zeros((1, 8, 8, 3), np.uint8)}
+    key = jax.random.key(3)
+    found = HeatmapObjective(module, spec, Codec()).init(key, batch)
+    wanted = module.init(key, normalise(batch["image"], spec), train=True)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    if init == "pytorch":
+        assert found["params"]["dense"]["bias"].any()
+        wanted["params"] = initialise.pytorch(wanted["params"], key=key)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)

@@ -16,6 +16,7 @@ from pose_jax.metrics.pck import (
     box_longer_side,
     crop_side,
     heatmap_pck,
+    heatmap_variants,
     pck,
     pckh,
     pckh_rows,
@@ -281,6 +282,14 @@ def test_heatmap_pck_refuses_unknown_variants_and_bodies():
         heatmap_pck(points, points, visible, names=("a", "b"), variant="half")
     with pytest.raises(ValueError, match="'limbs' needs the joints"):
         heatmap_pck(points, points, visible, names=("a", "b"), variant="limbs")
+
+
+def test_heatmap_variants_of_a_body():
+    assert heatmap_variants(COCO) == ("labelled", "visible", "limbs")
+    assert heatmap_variants(skeletons.LSP.keypoints)[-1] == "limbs"
+    for missing in ("left_elbow", "right_ankle"):
+        names = [name for name in COCO if name != missing]
+        assert heatmap_variants(names) == ("labelled", "visible")
 
 
 def _heads(errors):

@@ -288,3 +288,23 @@ def test_an_unreadable_picture_counts_once_over_all_processes(pair, tmp_path):
     little = f"--config.train.max_bad_images={1.5 / 24}"
     said = outputs(pair(tmp_path / "little", 16, *flags, little), code=2)
     assert all("2 unreadable pictures among 24" in s for s in said), said
+
+
+@pytest.mark.slow
+def test_two_processes_pretrain_and_look_inside(pair, tmp_path):
+    """Latents are collected by both, the projection is fitted once, both go on from it; a
+    network that answers nothing is refused by both."""
+    base, squeezed = tmp_path / "base", tmp_path / "squeezed"
+    outputs(pair(base, 2, "--config.tasks=('train',)"))
+    for kind in ("pca", "convolutional"):
+        flags = [
+            "--config.tasks=('pretrain','train','analyse')",
+            f"--config.init_from.path={base}", "--config.init_from.checkpoint=last",
+            f"--config.model.autoencoder={kind}", "--config.model.code=4",
+            "--config.pretrain.steps=2", "--config.pretrain.batch=8",
+            "--config.pretrain.eval_every=1",
+        ]  # fmt: skip
+        said = outputs(pair(squeezed / kind, 1, *flags))
+        assert all("pretrain" in s for s in said)
+        assert "not analysed" in said[0]
+        assert (squeezed / kind / "checkpoints" / "1").exists()

@@ -1,13 +1,14 @@
 """COCO-format sources: filters, skeletons, every fault named; decoding pictures strictly."""
 
 import copy
+import dataclasses
 import io
 import json
 import math
 
 import numpy as np
 import pytest
-from folders import annotation, dataset, jpeg, picture, write_coco
+from folders import annotation, dataset, jpeg, picture, same_person, write_coco
 from PIL import Image as PillowImage
 
 from pose_jax import config, data, skeletons
@@ -170,6 +171,31 @@ def test_occluded_joints_may_count_as_unlabelled(opened, content):
     least = sorted(int((p.visible == 2).sum()) for p in full.people)[6]
     few = opened(change, filters=Filters(labels="visible", min_keypoints=least))
     assert len(few) == sum((p.visible == 2).sum() >= least for p in full.people) < 11
+
+
+def test_an_opened_source_is_narrowed(opened, content):
+    """As if it had been opened so; counts of who is left out add up, boxes stay."""
+    full = opened()
+    filters = Filters(
+        labels="visible", min_keypoints=9, limit=4, part="train", holdout=0.5
+    )
+    found = sources.narrow(full, filters)
+    wanted = opened(filters=Filters(labels="visible", min_keypoints=9, limit=4))
+    assert [p.id for p in found.people] == [p.id for p in wanted.people]
+    assert found.dropped == wanted.dropped and full.dropped == {}
+    assert found.ground_truth == wanted.ground_truth and full.ground_truth == content
+    for one, other in zip(found.people, wanted.people, strict=True):
+        same_person(one, other)
+    counts = [int((p.visible > 0).sum()) for p in found.people]
+    again = sources.narrow(found, Filters(min_keypoints=max(counts)))
+    left = counts.count(max(counts))
+    assert len(again) == left < 4
+    reason = f"with fewer than {max(counts)} keypoints"
+    assert again.dropped == {**found.dropped, reason: 4 - left}
+    bare = sources.narrow(dataclasses.replace(full, ground_truth=None), filters)
+    assert bare.ground_truth is None and len(bare) == 4
+    with pytest.raises(DataError, match="no usable person .*fewer than 99"):
+        sources.narrow(full, Filters(min_keypoints=99))
 
 
 # Weights

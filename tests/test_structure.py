@@ -93,7 +93,8 @@ def test_nothing_heavy_is_imported(environment):
 
 
 THESIS = [
-    "thesis", "thesis-repaired", "thesis-stacked-ae", "thesis-small",
+    "thesis", "thesis-repaired", "thesis-repaired-leaky", "thesis-stacked-ae",
+    "thesis-small", "thesis-small-analyse",
     "thesis-small-repaired", "thesis-small-repaired-coco", "thesis-small-no-skips",
     *(f"thesis-small-skip{level}" for level in range(4)),
     "thesis-visible", "thesis-small-repaired-visible",
@@ -105,7 +106,7 @@ CONFIGS = [
     *(("removal_study", a) for a in ("lspet", "lspet-all", "lspet-weighted", "coco")),
     *(
         ("autoencoder", a)
-        for a in ("thesis", "small", "small-study", "small-study-all")
+        for a in ("thesis", "small", "small-study", "small-study-all", "thesis-study")
     ),
     *(("reweighting", a) for a in ("small", "analyse")),
     *(("hourglass", a) for a in ("lspet", "coco", "mpii", *THESIS)),

@@ -1,5 +1,6 @@
 """The thesis's protocol: crops, targets, zero-map loss, optimiser, plateau, resuming."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -15,8 +16,10 @@ from tiny import tiny_config
 
 from pose_jax import checkpoint, config, data, heatmaps
 from pose_jax.config import UserError
-from pose_jax.data import thesis
+from pose_jax.data import pipeline, thesis
 from pose_jax.data.checks import DataError
+from pose_jax.data.crops import CropSettings, CropsSource
+from pose_jax.data.sources import NO_VISIBLE, Filters
 from pose_jax.data.thesis import (
     NO_LABEL,
     NO_PICTURE,
@@ -29,6 +32,8 @@ from pose_jax.heatmaps import Codec
 from pose_jax.models import Outputs
 from pose_jax.models.hourglass import THESIS
 from pose_jax.pixels import InputSpec
+from pose_jax.tasks.analyse import STUDIES
+from pose_jax.tasks.crops_store import write_store
 from pose_jax.training import optimiser
 from pose_jax.training import state as state_
 from pose_jax.training.objectives.heatmap import HeatmapObjective
@@ -161,8 +166,6 @@ def test_sources_are_cropped_and_rejections_counted(people):
 
 
 def test_the_crop_matrix_is_the_square(people):
-    from pose_jax.data import pipeline
-
     source = opened(people, crop="thesis")
     view = pipeline.View(
         InputSpec(size=(220, 220), padding=1.0), False, source.skeleton
@@ -180,6 +183,79 @@ def test_limits_count_people_that_are_left(people):
     source = data.open_source(section, root=people, skeleton="coco")
     assert [p.id for p in source.people] == [1, 6] and section.limit == 2
     assert len(opened(people, crop="thesis", limit=1)) == 1
+
+
+@pytest.fixture
+def crowd(tmp_path):
+    """Twelve people with occluded joints; number 3 has no visible one."""
+    content = dataset(pictures=6, people=2)
+    labels = content["annotations"][2]["keypoints"]
+    labels[2::3] = [min(v, 1) for v in labels[2::3]]
+    write_coco(tmp_path, content)
+    return tmp_path
+
+
+def test_squares_are_those_of_all_labels(crowd):
+    """Who trains on visible joints alone sees the windows of the others."""
+    full = opened(crowd, crop="thesis")
+    seen = opened(crowd, crop="thesis", labels="visible")
+    expected = [p for p in full.people if (p.visible == 2).any()]
+    assert [p.id for p in seen.people] == [p.id for p in expected]
+    assert len(expected) == len(full) - 1 > 5
+    assert seen.dropped == {**full.dropped, NO_VISIBLE: 1}
+    tighter = 0
+    for person, before in zip(seen.people, expected, strict=True):
+        kept = before.visible == 2
+        np.testing.assert_array_equal(person.box, before.box)
+        np.testing.assert_array_equal(person.visible, np.where(kept, 2, 0))
+        np.testing.assert_array_equal(
+            person.keypoints, np.where(kept[:, None], before.keypoints, 0)
+        )
+        own = crop_box(person.keypoints, person.visible, (240, 320))
+        tighter += isinstance(own, str) or not np.allclose(own, person.box)
+    assert tighter > 3  # Squares of the visible joints would be others.
+    assert seen.ground_truth == opened(crowd, labels="visible").ground_truth
+    assert len(opened(crowd, crop="thesis", labels="visible", limit=3)) == 3
+    least = sorted(int((p.visible == 2).sum()) for p in expected)[3]
+    few = opened(crowd, crop="thesis", labels="visible", min_keypoints=least)
+    assert few.people and [p.id for p in few.people] == [
+        p.id for p in expected if (p.visible == 2).sum() >= least
+    ]
+
+
+def test_sizes_are_those_of_annotated_boxes(crowd):
+    full = opened(crowd, crop="thesis")
+    boxes = {p.id: p.box for p in opened(crowd).people}
+    for field, side in (("min_side_px", max), ("min_height_px", lambda wh: wh[1])):
+        sizes = {p.id: float(side(boxes[p.id][2:])) for p in full.people}
+        least = sorted(sizes.values())[len(sizes) // 2]
+        large = opened(crowd, crop="thesis", **{field: least})
+        assert [p.id for p in large.people] == [i for i in sizes if sizes[i] >= least]
+        assert 0 < len(large) < len(full)
+
+
+@pytest.mark.parametrize("when", ["prepared", "read"])
+def test_a_store_of_such_crops_holds_the_same_people(crowd, when):
+    source = opened(
+        crowd, crop="thesis", labels="visible" if when == "prepared" else "all"
+    )
+    # Corners at whole pixels are cut exactly, without scaling, so only JPEG is between.
+    write_store(source, crowd / "store", CropSettings(400, 1.2, 100), {})
+    store = CropsSource(crowd / "store", Filters(labels="visible"))
+    raw = opened(crowd, crop="thesis", labels="visible")
+    assert len(store) == len(raw) and store.dropped == raw.dropped
+    view = pipeline.View(InputSpec(size=(64, 64), padding=1.0), False, raw.skeleton)
+    rows = {raw.person(row).id: row for row in range(len(raw))}
+    for row in range(len(store)):
+        mine = pipeline.make_sample(store, row, view)
+        theirs = pipeline.make_sample(raw, rows[store.person(row).id], view)
+        np.testing.assert_array_equal(mine["visible"], theirs["visible"])
+        labelled = mine["visible"] > 0
+        np.testing.assert_allclose(
+            mine["keypoints"][labelled], theirs["keypoints"][labelled], atol=1e-3
+        )
+        difference = mine["image"].astype(float) - theirs["image"]
+        assert np.abs(difference[1:-1, 1:-1]).mean() < 2
 
 
 def test_sizes_come_from_the_file_or_from_the_pictures(people):
@@ -225,6 +301,61 @@ def test_counts_of_real_people(data_root, part, people):
     assert 0.75 < len(source) / people < 0.85
     assert 0.12 < source.dropped[NOT_CENTRED] / people < 0.22
     assert 0.005 < source.dropped[NOT_CONTAINED] / people < 0.05
+
+
+# Configurations
+
+
+@pytest.fixture(scope="module")
+def hourglass(repository):
+    path = repository / "configs" / "hourglass.py"
+    spec = importlib.util.spec_from_file_location("hourglass_configs", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda name: module.get_config(name)
+
+
+def changed(a, b):
+    """Keys that differ, with the value in b (None where it has none)."""
+    a, b = config.flatten(config.to_plain(a)), config.flatten(config.to_plain(b))
+    return {k: b.get(k) for k in {*a, *b} if k not in a or k not in b or a[k] != b[k]}
+
+
+def test_faithful_runs_start_and_are_judged_as_the_thesis(hourglass):
+    for name in ("thesis", "thesis-small", "thesis-visible"):
+        c = hourglass(name)
+        assert c.model.init == "pytorch" and c.train.select == "heatmap_pck"
+        assert c.evaluate.checkpoint == c.analyse.checkpoint == "best"
+    for name in ("thesis-repaired", "thesis-stacked-ae", "thesis-small-repaired"):
+        assert "init" not in hourglass(name).model
+    assert hourglass("thesis-small-repaired").evaluate.checkpoint == "last"
+
+
+def test_what_the_variants_of_a_run_change(hourglass):
+    repaired = hourglass("thesis-repaired")
+    assert changed(repaired, hourglass("thesis-repaired-leaky")) == {
+        "data.train.source.holdout_unit": "person",
+        "data.eval.holdout_unit": "person",
+        "evaluate.name": "thesis-repaired-leaky-test",
+    }
+    for name in ("thesis", "thesis-small-repaired"):
+        assert changed(hourglass(name), hourglass(f"{name}-visible")) == {
+            "data.train.source.labels": "visible",
+            "data.select.labels": "visible",
+        }
+
+
+def test_analyses_belong_to_the_run_they_name(hourglass):
+    base, c = hourglass("thesis-small-repaired"), hourglass("thesis-small-analyse")
+    assert config.identity(c) == config.identity(base)
+    assert set(c.analyse.studies) == set(STUDIES)
+    assert all(key.startswith("analyse.") or key == "tasks" for key in changed(base, c))
+    for title, run in c.analyse.controls.items():
+        control = hourglass(run.removeprefix("runs/"))
+        levels = [] if title == "no skips" else [int(title[len("skip")])]
+        assert changed(base, control) == {"model.skips": levels}
+    assert len(c.analyse.controls) == 5
 
 
 # Targets and loss

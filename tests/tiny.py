@@ -12,7 +12,10 @@ def tiny_config(**train):
     c.input.size = (32, 32)
     c.codec.update(sigma_px=1.0, activation="softmax")
     c.objective.loss = "cross_entropy"
-    c.model = dict(name="hourglass", stacks=1, depth=2, features=8, stem=(4, 4, 8))
+    c.model = dict(
+        name="hourglass", stacks=1, depth=2, features=8, stem=(4, 4, 8),
+        autoencoder="none", code=50,
+    )  # fmt: skip
     c.data.train.source = config.source(count=64, seed=1, size=(48, 48))
     c.data.train.augment.update(rotation_deg=10.0, gain=0.1)
     c.data.select = config.source(count=16, seed=2, size=(48, 48))

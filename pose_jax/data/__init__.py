@@ -86,9 +86,11 @@ def open_source(
             f"unknown data source {section.name!r}; choose one of {', '.join(SOURCES)}"
         )
     plain = section
-    if section.crop:  # Crops are rejected before people are counted.
+    if section.crop:
+        # The square is that of all labels, and people are counted once they have one: a
+        # store of such crops, filtered when it is read, holds the same.
         plain = section.copy_and_resolve_references()
-        plain.limit = 0
+        plain.update(labels="all", limit=0)
     source = opener(
         plain,
         root=root,
@@ -115,7 +117,12 @@ def _cropped(source: Source, section: Any) -> Source:
         )
     # Only COCO's labels are misread by the thesis: the others are 0-based when they arrive.
     first_pixel = FIRST_PIXEL if section.name == "coco" else 0.0
-    return thesis_crops(source, first_pixel=first_pixel, limit=section.limit)
+    cropped = thesis_crops(source, first_pixel=first_pixel)
+    # Sizes were judged by the annotated boxes.
+    filters = dataclasses.replace(
+        filters_of(section), part="all", min_side_px=0.0, min_height_px=0.0
+    )
+    return sources.narrow(cropped, filters)
 
 
 def _figures(section, *, skeleton, **_) -> Source:

@@ -279,6 +279,22 @@ def coco(
     return PeopleSource(name, skeleton, people, Path(images), dropped, dataset)
 
 
+def narrow(source: PeopleSource, filters: Filters) -> PeopleSource:
+    """The people of an opened source that pass further filters, with the labels that these
+    use, in its file too. Boxes stay; `part` is for openers.
+
+    Raises:
+      DataError: nobody is left; the reasons are counted in `dropped`.
+    """
+    dropped, truth = Counter(source.dropped), source.ground_truth
+    people = filters.select(source.people, dropped, source.name)
+    if truth is not None:
+        truth = _restrict(truth, dataclasses.replace(filters, part="all"))
+    return dataclasses.replace(
+        source, people=people, dropped=dropped, ground_truth=truth
+    )
+
+
 def skeleton_of(dataset: Mapping[str, Any], name: str) -> skeletons.Skeleton:
     """The registered skeleton whose names the file's category lists, or a new one.
 

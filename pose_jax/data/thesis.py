@@ -7,6 +7,13 @@ squares and shifts it first, then overwrites its side and its centre.
 
 With `input.padding=1` the crop matrix is this square. Keypoints become integers in the
 targets (`heatmaps`, `encode="thesis"`), not here.
+
+The original scales keypoints from the square's corner, x * n / side for n pixels of input, but
+resizes pictures with half-pixel centres, so they lie (n / side - 1) / 2 px off. Here both go
+through one matrix, and `input.area=False` keeps the original's keypoints, hence its targets;
+its pictures lay that much further right and down. `input.area=True` would keep the pictures
+and move the keypoints, by more than half a pixel wherever side < n / 2: in 56 % of the crops
+of the COCO subset at n = 256 (median 0.6 px, 90th percentile 2.2 px).
 """
 
 from __future__ import annotations
@@ -73,17 +80,18 @@ def crop_box(
 
 
 def thesis_crops(
-    source: PeopleSource, *, first_pixel: float = FIRST_PIXEL, limit: int = 0
+    source: PeopleSource, *, first_pixel: float = FIRST_PIXEL
 ) -> PeopleSource:
     """The people with the square crop as their box; the others are counted in `dropped`.
 
-    Sizes of pictures come from the annotation file, else from the headers of the pictures.
-    `ground_truth` stays as it is, so COCO AP compares with keypoints that were not moved.
+    All labels of `source` shape the square; whoever uses fewer (`Filters.labels`) narrows
+    the result. Sizes of pictures come from the annotation file, else from the headers of
+    the pictures. `ground_truth` stays as it is, so COCO AP compares with keypoints that were
+    not moved.
 
     Args:
       source: people with their annotated boxes and pictures on disk.
       first_pixel: subtracted from the keypoints (see `FIRST_PIXEL`).
-      limit: at most this many people (0 = all).
 
     Raises:
       DataError: nobody is left.
@@ -103,7 +111,6 @@ def thesis_crops(
             dropped[box] += 1
         else:
             people.append(dataclasses.replace(person, box=box, keypoints=moved))
-    people = people[:limit] if limit else people
     checks.require_some(len(people), dropped, source.name)
     name = f"{source.name} (thesis crops)"
     return dataclasses.replace(source, name=name, people=people, dropped=dropped)

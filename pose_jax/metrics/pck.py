@@ -26,8 +26,8 @@ from pose_jax.metrics.pck_record import Pck, count_correct
 from pose_jax.metrics.points import check_points
 
 __all__ = [
-    "Pck", "box_longer_side", "crop_side", "heatmap_pck", "pck", "pckh", "pckh_rows",
-    "torso",
+    "Pck", "box_longer_side", "crop_side", "heatmap_pck", "heatmap_variants", "pck",
+    "pckh", "pckh_rows", "torso",
 ]  # fmt: skip
 
 _HEATMAP_VARIANTS = ("labelled", "visible", "limbs")
@@ -156,6 +156,13 @@ def heatmap_pck(
     )
 
 
+def heatmap_variants(names: Sequence[str]) -> tuple[str, ...]:
+    """Variants of `heatmap_pck` that a body with these joints has: "limbs" needs left and
+    right elbows, wrists, knees and ankles."""
+    limbs = set(_limb_words()) <= set(names)
+    return tuple(v for v in _HEATMAP_VARIANTS if v != "limbs" or limbs)
+
+
 def pckh(
     predicted: Num[Array, "n 16 2"],
     true: Num[Array, "n 16 2"],
@@ -261,9 +268,13 @@ def crop_side(
     return max(size) / scale
 
 
+def _limb_words() -> list[str]:
+    return [f"{side}_{joint}" for joint in _LIMB_JOINTS for side in ("left", "right")]
+
+
 def _limb_columns(names: tuple[str, ...]) -> list[int]:
     """Columns of elbows, wrists, knees, ankles; left and right follow each other."""
-    words = [f"{side}_{joint}" for joint in _LIMB_JOINTS for side in ("left", "right")]
+    words = _limb_words()
     missing = [word for word in words if word not in names]
     if missing:
         raise ValueError(f"variant 'limbs' needs the joints {missing}, names lack them")

@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from pose_jax.arrays import Array
 from pose_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from pose_jax.models.initialise import INITS
 from pose_jax.models.layers import NormRelu, conv, conv1x1, max_pool2, upsample2
 from pose_jax.models.outputs import Edits, Outputs, Taps
 
@@ -47,6 +48,8 @@ class HourglassConfig:
         parameters either.
       autoencoder, code, autoencoder_output: what the bottleneck of every stack passes
         through, see `autoencoder.AutoencoderConfig`.
+      init: how training starts, see `initialise`: `glorot`, Flax's truncated normal with
+        zero biases, or `pytorch`, the thesis's.
       remat: recompute residual modules in the backward pass (saves memory).
       dtype: compute type of the layers; parameters and statistics stay float32.
       folded: normalisations that follow a convolution are part of it: an inference copy,
@@ -66,6 +69,7 @@ class HourglassConfig:
     autoencoder: str = "none"
     code: int = 50
     autoencoder_output: str = "relu"
+    init: str = "glorot"
     remat: bool = False
     dtype: str = "float32"
     folded: bool = False
@@ -84,6 +88,8 @@ class HourglassConfig:
             raise ValueError(
                 f"model.shortcut is {self.shortcut!r}; use one of {SHORTCUTS}"
             )
+        if self.init not in INITS:
+            raise ValueError(f"model.init is {self.init!r}; use {' or '.join(INITS)}")
         for field in ("stacks", "depth", "features", "residuals"):
             if getattr(self, field) < 1:
                 raise ValueError(f"model.{field} must be at least 1")

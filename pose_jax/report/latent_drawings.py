@@ -33,15 +33,18 @@ def spectrum(found: Mapping[str, Any]) -> Figure:
     axes[0].set(xscale="log", yscale="log")
     axes[1].plot(np.arange(1, len(cumulative) + 1), cumulative, color=LOWERS, lw=1.6)
     axes[1].set_ylim(0, 1.02)
-    for level, key, mark in ((0.95, "components_for_95", "o"),
-                             (0.99, "components_for_99", "D")):  # fmt: skip
+    for level, key, mark, lower in (
+        (0.95, "components_for_95", "o", -34), (0.99, "components_for_99", "D", -16)
+    ):  # fmt: skip
         count = found.get(key)
         if count is None or count > len(cumulative):
             continue
         axes[1].plot([count, count], [0, level], ":", color=INK, lw=1)
         axes[1].plot([count], [level], mark, color=RAISES, ms=6.5, gid=key)
         axes[1].annotate(
-            f"{level:.0%}: {count:,}", (count, level), (-6, -14), ha="right",
+            f"{level:.0%}: {count:,}", (count, level),
+            (8 if count < len(cumulative) / 2 else -8, lower),
+            ha="left" if count < len(cumulative) / 2 else "right",
             textcoords="offset points", fontsize=SMALL,
         )  # fmt: skip
     for side, label in zip(axes, ("share of the variance", "sum of the shares")):

@@ -15,6 +15,7 @@ from pose_jax.arrays import Array, Batch, PyTree
 from pose_jax.data.removal import NOTHING, KeypointRemoval, remove_keypoints
 from pose_jax.heatmaps import Codec
 from pose_jax.models.autoencoder import PROJECTION
+from pose_jax.models.initialise import fresh
 from pose_jax.models.outputs import Outputs
 from pose_jax.pixels import ColourJitter, InputSpec, jitter_colours, normalise
 from pose_jax.training.state import Mean
@@ -66,9 +67,9 @@ class HeatmapObjective:
             )
 
     def init(self, key: jax.Array, example: Batch) -> PyTree:
-        """Fresh variables for a batch like `example`."""
+        """Fresh variables for a batch like `example`, drawn as `model.init` says."""
         images = normalise(example["image"], self.spec)
-        return self.module.init(key, images, train=True)
+        return fresh(self.module, images, key=key)
 
     def loss(
         self, variables: PyTree, batch: Batch, *, key: jax.Array
