@@ -12,6 +12,7 @@ fan_in of their biases over their outputs.
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -46,7 +47,7 @@ def pytorch(params: PyTree, *, key: jax.Array) -> PyTree:
     Args:
       params: nested dicts; a `kernel` is `[*window, inputs, outputs]`.
     """
-    flat = traverse_util.flatten_dict(params)
+    flat: Any = traverse_util.flatten_dict(params)
     drawn = dict(flat)
     for path, kernel in flat.items():
         if path[-1] != "kernel":

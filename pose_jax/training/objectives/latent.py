@@ -13,6 +13,7 @@ from jaxtyping import Float
 from pose_jax.arrays import Array, Batch, PyTree
 from pose_jax.models.autoencoder import PROJECTION, Autoencoder
 from pose_jax.models.hourglass import autoencoder_name
+from pose_jax.models.initialise import fresh
 from pose_jax.models.outputs import Outputs
 from pose_jax.pixels import InputSpec
 from pose_jax.training.state import Mean
@@ -37,7 +38,7 @@ class LatentObjective:
     def init(self, key: jax.Array, example: Batch) -> PyTree:
         """Fresh variables of the whole network."""
         images = jnp.zeros((1, *self.spec.size, 3))
-        return self.module.init(key, images, train=True)
+        return fresh(self.module, images, key=key)
 
     def loss(
         self, variables: PyTree, batch: Batch, *, key: jax.Array
