@@ -237,6 +237,7 @@ def test_latents_of_another_checkpoint_are_refused(base, tmp_path):
         collect(other, people, folders, batch=16)
 
 
+@pytest.mark.slow
 def test_two_stacks_have_their_own_autoencoders(tmp_path):
     """Both are pretrained on their own latents, and read through their own taps."""
     c = tiny_config(steps=2, eval_every=0)
@@ -289,6 +290,7 @@ def test_latents_of_a_carved_split_are_held_out_anew(tmp_path):
         make_feed(c, described, described, str(tmp_path), sharding.make_mesh())
 
 
+@pytest.mark.slow
 def test_the_code_can_be_analysed(base, tmp_path, monkeypatch):
     """Any tap: principal components of the code, decoded through the autoencoder."""
     monkeypatch.setattr(analyse, "_health", lambda context: {"problem": ""})
