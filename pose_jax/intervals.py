@@ -35,13 +35,11 @@ def ratio_interval(
             f"{len(numerator)} numerators, {len(denominator)} denominators and "
             f"{len(groups)} groups must be equally many and at least one"
         )
-    member, count = _pictures(groups)
-    top = np.bincount(member, numerator, count)
-    bottom = np.bincount(member, denominator, count)
-    draws = _draws(np.random.default_rng(seed), count, count, resamples)
-    ratios = (draws @ top) / np.maximum(draws @ bottom, 1e-12)
-    low, high = np.quantile(ratios, _ends(level))
-    return float(low), float(high)
+    low, high = ratio_intervals(
+        numerator[:, None], denominator[:, None], groups,
+        resamples=resamples, level=level, seed=seed,
+    )  # fmt: skip
+    return float(low[0]), float(high[0])
 
 
 def ratio_intervals(

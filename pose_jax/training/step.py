@@ -158,10 +158,6 @@ def example_batch(
     }
 
 
-TRAIN_KEYS = tuple(example_batch((4, 4), 1))
-"""What of a batch crosses to the device."""
-
-
 def _keep_frozen(old: PyTree, new: PyTree, freeze: tuple[str, ...]) -> PyTree:
     """Frozen layers keep their normalisation statistics too."""
     if not freeze:
