@@ -39,6 +39,7 @@ class HourglassConfig:
       residuals: residual modules per position.
       bottleneck_residuals: residual modules at the lowest resolution between the encoder's
         last and the decoder's first.
+      last_residuals: residual modules after an hourglass.
       shortcut: `identity` (1x1 where widths differ; Newell) or `conv3x3` (thesis).
       residual_after_upsample: decoder residuals after the skip is added, none at the finest
         level (thesis), instead of before upsampling (Newell).
@@ -62,6 +63,7 @@ class HourglassConfig:
     stem: tuple[int, ...] = (64, 128, 128)
     residuals: int = 1
     bottleneck_residuals: int = 1
+    last_residuals: int = 1
     shortcut: str = "identity"
     residual_after_upsample: bool = False
     head: int = 0
@@ -233,7 +235,7 @@ class Hourglass(nn.Module):
                 x = residuals(x, f"decoder{level}")
             x = taps(f"{name}/decoder{level}", x)
 
-        x = self._residuals(x, c.features, f"{name}_last", train, 1)
+        x = self._residuals(x, c.features, f"{name}_last", train, c.last_residuals)
         width = {0: c.features, -1: self.num_keypoints}.get(c.head, c.head)
         x = conv1x1(width, f"{name}_features", dtype, train=train)(x)
         x = NormRelu(dtype, folded=c.folded, name=f"{name}_norm")(x, train=train)

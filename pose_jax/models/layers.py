@@ -7,6 +7,7 @@ own gradient, which recomputes the ReLU mask instead of storing it.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -75,13 +76,21 @@ def upsample2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     return x.reshape(b, 2 * h, 2 * w, c)
 
 
-def conv1x1(features: int, name: str, dtype: Any, *, train: bool = False) -> nn.Dense:
+def max_pool3(x: Float[Array, "b h w c"]) -> Float[Array, "b y x c"]:
+    """3x3 max-pooling, stride 2, one pixel of padding, as ResNets have it."""
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+def conv1x1(
+    features: int, name: str, dtype: Any, *, bias: bool = True, train: bool = False
+) -> nn.Dense:
     """A 1x1 convolution, written as the matrix product that it is.
 
     `train` picks the form with fast weight gradients, which has no forward mode.
     """
     return nn.Dense(
         features,
+        use_bias=bias,
         dtype=dtype,
         dot_general=products.dot_general if train else jax.lax.dot_general,
         kernel_init=_conv_init,
@@ -96,6 +105,7 @@ def conv(
     dtype: Any,
     *,
     strides: int = 1,
+    bias: bool = True,
     train: bool = False,
 ) -> nn.Conv:
     """Square convolution with PyTorch's symmetric padding (not "SAME" under strides).
@@ -109,6 +119,7 @@ def conv(
         (size, size),
         strides=strides,
         padding=((pad, pad), (pad, pad)),
+        use_bias=bias,
         dtype=dtype,
         conv_general_dilated=function,
         kernel_init=_conv_init,
@@ -119,22 +130,50 @@ def conv(
 _conv_init = nn.initializers.glorot_normal()
 
 
+class Deconv(nn.Module):
+    """Transposed convolution, 4x4, stride 2: PyTorch's `ConvTranspose2d(c, features, 4, 2, 1)`.
+
+    `kernel` is `[4, 4, c, features]` as the equivalent convolution of the dilated map has it
+    (PyTorch's turned by 180 degrees). `train` as in `conv1x1`.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+    bias: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, train: bool = False
+    ) -> Float[Array, "b 2*h 2*w d"]:
+        shape = (4, 4, x.shape[-1], self.features)
+        kernel = self.param("kernel", _conv_init, shape).astype(self.dtype)
+        double = products.deconvolve4 if train else products.plain_deconvolve4
+        y = double(x.astype(self.dtype), kernel)
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.astype(self.dtype)
+        return y
+
+
 class NormRelu(nn.Module):
     """Batch normalisation followed by ReLU, with one-pass statistics and a fused gradient.
 
     Variables are named as in `flax.linen.BatchNorm`. Statistics are float32 and, under `jit`
     over a mesh, those of the global batch. With `folded` the convolution before it has taken
-    the normalisation over (`folding.fold`): ReLU alone, no variables.
+    the normalisation over (`folding.fold`): ReLU alone, no variables. Without `relu` it is
+    the normalisation alone, for branches that are added first.
     """
 
     dtype: Any = jnp.float32
     momentum: float = 0.9
     folded: bool = False
+    relu: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b c"], *, train: bool) -> Float[Array, "*b c"]:
+        gate = jax.nn.relu if self.relu else lambda x: x
         if self.folded:
-            return jax.nn.relu(x.astype(self.dtype))
+            return gate(x.astype(self.dtype))
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
@@ -144,8 +183,8 @@ class NormRelu(nn.Module):
         if not train:
             factor = scale * jax.lax.rsqrt(variance.value + EPSILON)
             offset = bias - mean.value * factor
-            return jax.nn.relu(x * factor.astype(x.dtype) + offset.astype(x.dtype))
-        result: Any = _norm_relu(x, scale, bias)
+            return gate(x * factor.astype(x.dtype) + offset.astype(x.dtype))
+        result: Any = _norm_relu(x, scale, bias, self.relu)
         y, batch_mean, batch_variance = result
         if not self.is_initializing():
             keep = self.momentum
@@ -154,9 +193,9 @@ class NormRelu(nn.Module):
         return y
 
 
-@jax.custom_vjp
-def _norm_relu(x, scale, bias):
-    return _norm_relu_forward(x, scale, bias)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _norm_relu(x, scale, bias, relu):
+    return _norm_relu_forward(x, scale, bias, relu)[0]
 
 
 def _statistics(x):
@@ -169,16 +208,17 @@ def _statistics(x):
     return mean, jnp.maximum(square - mean * mean, 0.0)
 
 
-def _norm_relu_forward(x, scale, bias):
+def _norm_relu_forward(x, scale, bias, relu):
     mean, variance = _statistics(x)
     inverse = jax.lax.rsqrt(variance + EPSILON)
     factor = scale * inverse
     offset = bias - mean * factor
-    y = jax.nn.relu(x * factor.astype(x.dtype) + offset.astype(x.dtype))
+    y = x * factor.astype(x.dtype) + offset.astype(x.dtype)
+    y = jax.nn.relu(y) if relu else y
     return (y, mean, variance), (x, scale, bias, mean, inverse)
 
 
-def _norm_relu_backward(residuals, cotangents):
+def _norm_relu_backward(relu, residuals, cotangents):
     # The statistics leave only towards the running averages, which carry no gradient.
     grad, _, _ = cotangents
     x, scale, bias, mean, inverse = residuals
@@ -186,8 +226,10 @@ def _norm_relu_backward(residuals, cotangents):
     axes = tuple(range(x.ndim - 1))
     factor = scale * inverse
     offset = bias - mean * factor
-    passes = x * factor.astype(x.dtype) + offset.astype(x.dtype) > 0
-    wide, x32 = jnp.where(passes, grad, 0).astype(jnp.float32), x.astype(jnp.float32)
+    wide, x32 = grad.astype(jnp.float32), x.astype(jnp.float32)
+    if relu:
+        passes = x * factor.astype(x.dtype) + offset.astype(x.dtype) > 0
+        wide = jnp.where(passes, wide, 0)
     # Sums of g and g*x, and the gradient as one linear form in g and x: two passes over the
     # maps, where sums over the normalised input would take three.
     grad_bias = wide.sum(axes)
