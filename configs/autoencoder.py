@@ -18,8 +18,9 @@ All arms of a study start from one stored base, run equal steps and are read at 
 (averaged) checkpoint. A code of 1024 needs the latent of the full-size network.
 """  # noqa: E501
 
-import importlib.util
 from pathlib import Path
+
+from pose_jax.config import load_config
 
 _AE = "convolutional"
 _FOUR = {
@@ -74,7 +75,7 @@ def _fields(c):
 def _thesis():
     """Stage one: SGD, 5e-4 halved every 25 of 100 epochs, batch 16 in file order. Stage two:
     a fresh RMSprop for the 9 epochs in which the original's weights moved."""
-    c = _fields(_hourglass().get_config("thesis"))
+    c = _fields(_load("hourglass", "thesis"))
     c.init_from.update(path="runs/thesis", checkpoint="best")
     # All crops, as in the original, which validated on the latents of val2017.
     c.pretrain.update(steps=100 * 7753, file_order=True, holdout=0.0, eval_every=0)
@@ -83,7 +84,7 @@ def _thesis():
 
 
 def _small():
-    c = _fields(_hourglass().get_config("thesis-small-repaired"))
+    c = _fields(_load("hourglass", "thesis-small-repaired"))
     c.init_from.update(path="runs/thesis-small-repaired", checkpoint="last")
     c.data.select.name = ""  # Arms are compared at the last checkpoint.
     c.pretrain.update(steps=1500, batch=64, eval_every=500)
@@ -96,11 +97,6 @@ def _small():
     return c
 
 
-def _hourglass():
-    """The neighbouring file: the networks and their data."""
-    path = Path(__file__).with_name("hourglass.py")
-    spec = importlib.util.spec_from_file_location("hourglass_configs", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _load(name: str, arg: str):
+    """The config of a neighbouring file, to change."""
+    return load_config(Path(__file__).with_name(f"{name}.py"), arg)

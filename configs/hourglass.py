@@ -7,6 +7,8 @@
 | `lspet` | 1 stack, 96 wide, 96 px; LSPET, 14 joints | 20 minutes on 2 CPU cores |
 | `coco` | the same network, COCO subset, from the `lspet` weights | 4 minutes on 2 CPU cores |
 | `mpii` | Newell's 2 stacks, 256 wide, 256 px; MPII | about 3 days on one 2016 GPU, hours on an H200 |
+| `mpii-8` | the same with 8 stacks | four times as much |
+| `bearpaw-1`, `-2`, `-8` | bearpaw/pytorch-pose's port (a wider stem, dataset mean) with 1, 2 or 8 stacks; MPII | as `mpii` |
 | `thesis` | the thesis's network (14,526,053 parameters), crops, splits and recipe on COCO 2017 | 58 h on a GTX 1070 |
 | `thesis-repaired` | the same network and crops; the split by picture, targets that peak at 1, unlabelled joints left out, augmentation, Adam, bfloat16 | about as much |
 | `thesis-repaired-leaky` | the same with the split by person, as the thesis's: its test record beside the honest one says what the leak is worth | about as much |
@@ -123,6 +125,26 @@ def _mpii(c):
         steps=200_000, batch=16, precision="bfloat16", save_every=2000, eval_every=4000
     )
     c.evaluate.update(name="mpii-val", metrics=("pckh", "pck"))
+    return c
+
+
+def _mpii_8(c):
+    c = _mpii(c)
+    c.model.stacks = 8
+    return c
+
+
+def _bearpaw(c, *, stacks: int):
+    """bearpaw/pytorch-pose: the mean of MPII's pixels is subtracted, RMSprop 2.5e-4, divided by
+    ten at epochs 60 and 90 of 100 (22,246 people, batch 6)."""
+    c = _mpii(c)
+    c.model = dict(name="hourglass", stacks=stacks, features=256, stem=(64, 128, 256))
+    c.input.mean = (0.4404, 0.4440, 0.4327)
+    c.optimiser.update(
+        name="rmsprop", learning_rate=2.5e-4, schedule="milestones",
+        milestones=(0.6, 0.9), factor=0.1,
+    )  # fmt: skip
+    c.train.update(steps=100 * 22_246 // 6, batch=6)
     return c
 
 
@@ -284,6 +306,8 @@ VARIANTS = {
     "lspet": _lspet,
     "coco": _coco,
     "mpii": _mpii,
+    "mpii-8": _mpii_8,
+    **{f"bearpaw-{n}": partial(_bearpaw, stacks=n) for n in (1, 2, 8)},
     "thesis": _thesis,
     "thesis-repaired": _thesis_repaired,
     "thesis-repaired-leaky": _leaky,

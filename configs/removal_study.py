@@ -8,6 +8,8 @@
 | `lspet-all` | also random_keypoint, whole_cluster, gkr_strong | 80 minutes |
 | `lspet-weighted` | gkr and gkr_value_weighted; set data.train.removal.influence | 25 minutes |
 | `coco` | the four arms of `lspet` on the COCO subset, from runs/lspet | 30 minutes |
+| `simple-baseline` | none, cutout_equal_area, gkr with a narrow SimpleBaseline-18 (3.9 M parameters) | 35 minutes |
+| `transpose` | the same arms with a small TransPose on a convolutional stem | 60 minutes |
 
 Networks are 64 wide at 96 px (`coco`: as wide as the run they start from). The same command
 again resumes; `--config.sweep.background=True` returns at once. XPose's recipe is not public:
@@ -16,8 +18,9 @@ this follows it with the defaults of pose_jax/data/removal.py. Every arm is read
 by --config.sweep.tasks="('evaluate',)" with another data.eval and evaluate.name.
 """
 
-import importlib.util
 from pathlib import Path
+
+from pose_jax.config import load_config
 
 _FOUR = ("none", "cutout_equal_area", "gkr", "gkr_shuffled_clusters")
 ARMS = {
@@ -25,7 +28,14 @@ ARMS = {
     "lspet-all": (*_FOUR, "random_keypoint", "whole_cluster", "gkr_strong"),
     "lspet-weighted": ("none", "gkr", "gkr_value_weighted"),
     "coco": _FOUR,
+    "simple-baseline": _FOUR[:3],
+    "transpose": _FOUR[:3],
 }
+FAMILIES = {
+    "simple-baseline": ("simple_baseline", "lspet-narrow"),
+    "transpose": ("transpose", "small"),
+}
+"""Argument -> the config whose network is studied; the others study the hourglass."""
 
 
 def get_config(arg="lspet"):
@@ -33,14 +43,15 @@ def get_config(arg="lspet"):
         raise ValueError(
             f"configs/removal_study.py has no argument {arg!r}; use {', '.join(ARMS)}"
         )
-    c = _hourglass().get_config(arg.partition("-")[0])
+    other = FAMILIES.get(arg)
+    c = _load(*other) if other else _load("hourglass", arg.partition("-")[0])
     c.tasks = ("sweep", "compare")
-    if c.skeleton == "lsp":
+    if c.model.name == "hourglass" and c.skeleton == "lsp":
         c.model.features = 64
     c.data.select.name = (
         ""  # Runs are compared at the last checkpoint: nothing selects.
     )
-    c.train.steps = 2500 if c.skeleton == "lsp" else 1000
+    c.train.steps = 1500 if other else 2500 if c.skeleton == "lsp" else 1000
     c.train.update(save_every=c.train.steps, eval_every=0, ema=0.998)
     c.evaluate.update(metrics=("pck", "occlusion"), overlays=0)
     c.sweep.arms = {
@@ -49,11 +60,6 @@ def get_config(arg="lspet"):
     return c
 
 
-def _hourglass():
-    """The neighbouring file: the study changes its networks and data in place."""
-    path = Path(__file__).with_name("hourglass.py")
-    spec = importlib.util.spec_from_file_location("hourglass_configs", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _load(name: str, arg: str):
+    """The config of a neighbouring file, to change."""
+    return load_config(Path(__file__).with_name(f"{name}.py"), arg)

@@ -9,8 +9,9 @@ The first command clusters the base's latents and writes the weights, the second
 About an hour on two CPU cores.
 """  # noqa: E501
 
-import importlib.util
 from pathlib import Path
+
+from pose_jax.config import load_config
 
 BASE = "runs/thesis-small-repaired"
 WEIGHTS = f"{BASE}/analysis/lspet-val"
@@ -22,11 +23,11 @@ def get_config(arg="small"):
             f"configs/reweighting.py has no argument {arg!r}; use small or analyse"
         )
     if arg == "analyse":
-        c = _neighbour("hourglass").get_config("thesis-small-repaired")
+        c = _load("hourglass", "thesis-small-repaired")
         c.tasks = ("analyse",)
         c.analyse.studies = ("clusters", "weights")
         return c
-    c = _neighbour("autoencoder").get_config("small")
+    c = _load("autoencoder", "small")
     c.tasks = ("sweep", "compare")
     c.model.autoencoder = "none"
     arms = ("misplaced", "misplaced_shuffled", "error_all")
@@ -41,11 +42,6 @@ def get_config(arg="small"):
     return c
 
 
-def _neighbour(name):
-    """A file of this folder: the networks and their data."""
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"{name}_configs", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _load(name: str, arg: str):
+    """The config of a neighbouring file, to change."""
+    return load_config(Path(__file__).with_name(f"{name}.py"), arg)

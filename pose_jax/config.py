@@ -6,8 +6,11 @@ shared ones. Inside the library only frozen records travel, so that a typo dies 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -151,6 +154,7 @@ def default() -> Any:
             clip=0.0,
             decay=0.99,
             momentum=0.0,
+            layer_decay=0.0,
             freeze=(),
         )
     )
@@ -285,7 +289,16 @@ def default() -> Any:
             quality=90,
         )
     )
-    c.convert = ConfigDict(dict(name="", path=""))
+    c.convert = ConfigDict(
+        dict(
+            path="",
+            dialect="auto",
+            backbone_only=False,
+            interpolate=False,
+            parity=True,
+            export="",
+        )
+    )
     c.sweep = ConfigDict(
         dict(
             arms=dict(),
@@ -298,6 +311,21 @@ def default() -> Any:
     c.report = ConfigDict(dict(title="", beside=()))
     c.mesh = ConfigDict(dict(data=-1, model=1, fsdp=False))
     return c
+
+
+def load_file(path: str | Path) -> ModuleType:
+    """A config file as a module, for files that change what a neighbour describes."""
+    path = Path(path)
+    found = importlib.util.spec_from_file_location(f"{path.stem}_configs", path)
+    assert found and found.loader
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def load_config(path: str | Path, arg: str = "") -> Any:
+    """What `--config=path:arg` reads."""
+    return load_file(path).get_config(*([arg] if arg else []))
 
 
 def to_plain(value: Any) -> Any:

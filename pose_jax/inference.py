@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from pose_jax import geometry, heatmaps, sharding
+from pose_jax import answers, geometry, heatmaps, sharding
 from pose_jax.arrays import PyTree
 from pose_jax.data import pipeline
 from pose_jax.data.sources import Source
@@ -25,23 +25,24 @@ Predict = Callable[[PyTree, dict[str, Any]], dict[str, Any]]
 def make_predict(recipe: Recipe, *, flip_test: bool) -> Predict:
     """Pure function (variables, batch) -> keypoints in crop pixels, scores, grid cells.
 
-    With `flip_test`, the heatmaps of the mirrored crop are mirrored back, aligned as the
-    codec says and averaged in.
+    With `flip_test`, the answer on the mirrored crop is brought back and averaged in, see
+    `answers.read_flipped`.
     """
     codec, size = recipe.codec, recipe.spec.size
 
-    def maps_of(variables, images):
-        outputs: Any = recipe.module.apply(variables, normalise(images, recipe.spec))
-        return heatmaps.activate(outputs.heatmaps[-1], codec)
+    def forward(variables, images) -> Any:
+        return recipe.module.apply(variables, normalise(images, recipe.spec))
 
     def predict(variables: PyTree, batch: dict[str, Any]) -> dict[str, Any]:
         images = batch["image"]
-        maps = maps_of(variables, images)
+        outputs = forward(variables, images)
         if flip_test:
-            mirrored = maps_of(variables, images[:, :, ::-1])
-            back = heatmaps.unflip(mirrored, recipe.skeleton.mirrored, codec, size)
-            maps = (maps + back) / 2
-        keypoints, scores = jax.vmap(lambda m: heatmaps.decode(m, codec, size))(maps)
+            mirrored, pairs = images[:, :, ::-1], recipe.skeleton.mirrored
+            other = forward(variables, mirrored)
+            answer = answers.read_flipped(outputs, other, pairs, codec, size)
+        else:
+            answer = answers.read(outputs, codec, size)
+        maps, keypoints, scores = answer
         # A maximum over NaN may come out finite; the maps themselves are asked.
         finite = jnp.isfinite(maps).all((1, 2))
         result = {
@@ -165,5 +166,10 @@ def predict_source(
 def map_size(recipe: Recipe) -> tuple[int, int]:
     """Height and width of the heatmaps."""
     images = jnp.zeros((1, *recipe.spec.size, 3))
-    outputs: Any = jax.eval_shape(recipe.module.apply, recipe.shapes(), images)
-    return outputs.heatmaps.shape[2], outputs.heatmaps.shape[3]
+
+    def maps(variables, images):
+        outputs: Any = recipe.module.apply(variables, images)
+        return answers.maps(outputs, recipe.codec, recipe.spec.size)
+
+    found: Any = jax.eval_shape(maps, recipe.shapes(), images)
+    return found.shape[1], found.shape[2]

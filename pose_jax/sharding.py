@@ -1,6 +1,6 @@
 """Mesh and shardings. The only file that names a mesh axis.
 
-`data` splits the batch (and, with `fsdp`, the parameters); `model` splits output channels.
+`data` splits the batch (and, with `fsdp`, the parameters); `model` splits channels.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from pose_jax.trees import path_name
 
 DATA, MODEL = "data", "model"
 _SMALL = 2**16
@@ -135,15 +137,19 @@ def state_sharding(abstract: Any, mesh: Mesh, *, fsdp: bool = False) -> Any:
 
     The last axis (output channels) of large arrays goes to `model`; with `fsdp` the largest
     remaining axis that divides goes to `data` (the rule of big_vision and kauldron).
-    Everything else is replicated.
+    Everything else is replicated. The second layer of a pair (`output` after attention or in
+    an MLP) is split along its inputs instead: they are where the first layer's outputs are,
+    so the pair needs one sum over devices and no exchange between (Shoeybi et al. 2019).
     """
 
-    def rule(leaf) -> NamedSharding:
+    def rule(path, leaf) -> NamedSharding:
         shape = leaf.shape
         spec: list[str | None] = [None] * len(shape)
         if math.prod(shape) >= _SMALL and len(shape) >= 2:
-            if mesh.shape[MODEL] > 1 and shape[-1] % mesh.shape[MODEL] == 0:
-                spec[-1] = MODEL
+            second = path_name(path).endswith("/output/kernel") and len(shape) == 2
+            axis = 0 if second else len(shape) - 1
+            if mesh.shape[MODEL] > 1 and shape[axis] % mesh.shape[MODEL] == 0:
+                spec[axis] = MODEL
             if fsdp and mesh.shape[DATA] > 1:
                 free = [
                     (size, axis)
@@ -154,7 +160,7 @@ def state_sharding(abstract: Any, mesh: Mesh, *, fsdp: bool = False) -> Any:
                     spec[max(free)[1]] = DATA
         return NamedSharding(mesh, P(*spec))
 
-    return jax.tree.map(rule, abstract)
+    return jax.tree_util.tree_map_with_path(rule, abstract)
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -120,7 +120,7 @@ def test_training_a_folded_network_is_refused(pair):
 
 def test_faulty_variables_are_explained(pair):
     (module, variables), (_, folded), _ = pair
-    with pytest.raises(ValueError, match="hold no normalisation 'norm2'"):
+    with pytest.raises(ValueError, match="hold none of the normalisations"):
         models.fold(module, folded)
     with pytest.raises(
         ValueError, match="have no batch_stats/.*/mean; give params and"

@@ -21,7 +21,7 @@ STOREYS = [
     {"writer"},
     {"checkpoint"},
     {"models", "data", "metrics", "report"},
-    {"recipe"},
+    {"recipe", "answers"},
     {"training", "explain", "convert", "inference"},
     {"evaluation", "estimator", "analysis"},
     {"occlusion"},
@@ -110,6 +110,8 @@ CONFIGS = [
     ),
     *(("reweighting", a) for a in ("small", "analyse")),
     *(("hourglass", a) for a in ("lspet", "coco", "mpii", *THESIS)),
+    *(("deeppose", a) for a in ("lspet", "deeppose", "resnet50", "resnet50-rle")),
+    *(("ief", a) for a in ("lspet", "mpii")),
     *(
         ("mobile", a)
         for a in ("hourglass", "pose_machine", "hourglass,coco", "pose_machine,coco")

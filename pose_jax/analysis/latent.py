@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from pose_jax import heatmaps
+from pose_jax import answers
 from pose_jax.arrays import Array, PyTree
 from pose_jax.models import Edit
 from pose_jax.pixels import normalise
@@ -23,8 +23,8 @@ from pose_jax.recipe import Recipe
 
 def _read(recipe: Recipe, outputs: Any) -> tuple[Any, Any]:
     """Keypoints `[b, k, 2]` in crop pixels and peaks `[b, k]` of a network's answer."""
-    maps = heatmaps.activate(outputs.heatmaps[-1], recipe.codec)
-    return jax.vmap(lambda m: heatmaps.decode(m, recipe.codec, recipe.spec.size))(maps)
+    answer = answers.read(outputs, recipe.codec, recipe.spec.size)
+    return answer.keypoints, answer.scores
 
 
 def _closed(gates: Sequence[str]) -> dict[str, Edit]:

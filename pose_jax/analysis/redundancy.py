@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from pose_jax import heatmaps
+from pose_jax import answers
 from pose_jax.arrays import Array, PyTree
 from pose_jax.models import Edit
 from pose_jax.pixels import normalise
@@ -101,11 +101,7 @@ def make_pruned(recipe: Recipe, tap: str) -> Callable[..., dict[str, Any]]:
             mask = mask.astype(jnp.float32)
             edit = Edit(mask, (1 - mask) * instead)
             outputs: Any = recipe.module.apply(variables, images, edits={tap: edit})
-            maps = heatmaps.activate(outputs.heatmaps[-1], recipe.codec)
-            decode = jax.vmap(
-                lambda m: heatmaps.decode(m, recipe.codec, recipe.spec.size)
-            )
-            return decode(maps)[0]
+            return answers.read(outputs, recipe.codec, recipe.spec.size).keypoints
 
         return {"keypoints": jax.vmap(one)(kept)}
 
@@ -133,8 +129,8 @@ def make_idle_parameters(recipe: Recipe, tap: str) -> Callable[..., Any]:
             outputs: Any = recipe.module.apply(
                 {"params": params, **rest}, pixels, edits=edits
             )
-            maps = outputs.heatmaps[-1]
-            return (maps * jax.random.normal(key, maps.shape)).sum()
+            found = answers.raw(outputs)
+            return (found * jax.random.normal(key, found.shape)).sum()
 
         mask = jnp.asarray(kept, jnp.float32)
         whole = jax.grad(answer)(variables["params"], jnp.ones_like(mask))

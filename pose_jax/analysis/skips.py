@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from pose_jax import heatmaps
+from pose_jax import answers, heatmaps
 from pose_jax.arrays import Array, PyTree
 from pose_jax.explain.shapley import all_coalitions, shapley_values
 from pose_jax.models import Edit
@@ -75,8 +75,7 @@ def make_ablation(
                 for i, gate in enumerate(gates)
             }
             outputs: Any = recipe.module.apply(variables, images, edits=edits)
-            maps = heatmaps.activate(outputs.heatmaps[-1], codec)
-            keypoints, _ = jax.vmap(lambda m: heatmaps.decode(m, codec, size))(maps)
+            maps, keypoints, _ = answers.read(outputs, codec, size)
             found = {
                 "keypoints": keypoints,
                 "grid": jax.vmap(heatmaps.argmax)(maps),
@@ -90,9 +89,11 @@ def make_ablation(
             return found
 
         found = jax.vmap(one)(jnp.asarray(all_coalitions(len(gates))))
-        targets = jax.vmap(
-            lambda p, v: heatmaps.render(p, v, codec, size, plain.heatmaps.shape[2:4])
-        )(batch["keypoints"], batch["visible"])
+        intact = answers.maps(plain, codec, size)
+        map_size = intact.shape[1], intact.shape[2]
+        targets = jax.vmap(lambda p, v: heatmaps.render(p, v, codec, size, map_size))(
+            batch["keypoints"], batch["visible"]
+        )
         found["true_grid"] = jax.vmap(heatmaps.argmax)(targets)
         found["drawn"] = targets.max((1, 2)) > 0
         return found

@@ -86,20 +86,18 @@ def convert(
     tables = dialects(section, num_keypoints)
     name = _choose(tensors, tables, dialect, backbone)
     table = tables[name]
-    if table.backbone and not backbone:
-        raise MatchError(
-            f"{file} holds a backbone without a pose head ({name}'s names) or another network"
-            f"{_hint(tensors, section)}; for training from it set convert.backbone_only=True and "
-            "then init_from.path to the result"
-        )
     missing = [k for k, places in table.table.items() if places and k not in tensors]
-    known = set(table.table)
-    unused = [k for k in tensors if k not in known and not table.spare(k)]
+    unused = [k for k in tensors if k not in table.table and not table.spare(k)]
+    if table.backbone and not backbone and not (missing or unused):
+        raise MatchError(
+            f"{file} holds a backbone without a pose head ({name}'s names): to train from it set "
+            "convert.backbone_only=True and then init_from.path to the result"
+        )
     if missing or unused:
         raise MatchError(
             f"{file} does not fit model {section['name']!r} (nearest: {name}): "
             f"{_listed(missing, 'missing')} and {_listed(unused, 'not used')}"
-            f"{_hint(tensors, section)}"
+            f"{_hint(tensors)}"
         )
     _check_constants(table, tensors, file)
     used = {k: v for k, v in tensors.items() if table.table.get(k)}
@@ -146,11 +144,12 @@ def _choose(tensors, tables: dict[str, Dialect], asked: str, backbone: bool) -> 
             else "this network has no backbone of its own to load"
         )
 
-    def overlap(name: str) -> tuple[int, bool]:
-        # A share of the table, so that a trunk's names are not drowned in a network's.
-        keys = [k for k, places in tables[name].table.items() if places]
-        found = sum(key in tensors for key in keys)
-        return found / max(len(keys), 1) * 1000 // 1, not tables[name].backbone
+    def overlap(name: str) -> float:
+        """Keys in common as a share of all."""
+        table = tables[name]
+        keys = {k for k, places in table.table.items() if places}
+        others = {k for k in tensors if not table.spare(k)}
+        return len(keys & others) / max(len(keys | others), 1)
 
     return max(fitting, key=overlap)
 
@@ -161,11 +160,11 @@ def _listed(keys: Sequence[str], what: str) -> str:
     return f"{len(keys)} keys are {what}" + (f" ({shown}{more})" if keys else "")
 
 
-def _hint(tensors: Mapping[str, np.ndarray], section: Mapping[str, Any]) -> str:
-    found = [name for name in fits(tensors) if name]
+def _hint(tensors: Mapping[str, np.ndarray]) -> str:
+    found = fits(tensors)
     if not found:
         return ""
-    return f"; it fits {' and '.join(found)} (configs/convert.py:{found[0]})"
+    return f"; it is a {' or '.join(found)}: use configs/convert.py:{found[0]}"
 
 
 def fits(tensors: Mapping[str, np.ndarray]) -> list[str]:
@@ -253,5 +252,5 @@ def _check_shapes(leaves, wanted, table: Dialect, tensors, section, file) -> Non
         raise MatchError(
             f"{file} is another network than model {section['name']!r}: {key} has shape "
             f"{list(there)}, here {list(ours)} where {list(shape or ())} is needed{others}; "
-            f"the number of keypoints comes from config.skeleton{_hint(tensors, section)}"
+            f"the number of keypoints comes from config.skeleton{_hint(tensors)}"
         )

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from pose_jax import heatmaps, regions
+from pose_jax import answers, regions
 from pose_jax.arrays import Array, PyTree
 from pose_jax.explain import shapley
 from pose_jax.explain.players import (
@@ -94,7 +94,7 @@ class PoseGame:
     def _of(self, hidden, variables: PyTree, person: Person):
         seen = regions.remove(person.image, person.fill, hidden)
         outputs: Any = self.module.apply(variables, normalise(seen[None], self.spec))
-        maps = heatmaps.activate(outputs.heatmaps[-1, 0], self.codec)
+        maps = answers.maps(outputs, self.codec, self.spec.size)[0]
         return make_score(self.score, self.codec)(maps, person.reference)
 
 
@@ -250,8 +250,8 @@ def clean_program(game: PoseGame) -> Callable[..., tuple[Array, Array, Array]]:
     def one(variables, image):
         pixels = normalise(image[None], game.spec)
         outputs: Any = game.module.apply(variables, pixels)
-        maps = heatmaps.activate(outputs.heatmaps[-1, 0], game.codec)
-        size = jnp.array(maps.shape[:2])
-        return heatmaps.locate(maps, game.codec), maps.max((0, 1)), size
+        maps = answers.maps(outputs, game.codec, game.spec.size)[0]
+        points, peaks = answers.locate(outputs, game.codec, game.spec.size)
+        return points[0], peaks[0], jnp.array(maps.shape[:2])
 
     return jax.jit(jax.vmap(one, (None, 0)))

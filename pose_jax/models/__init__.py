@@ -9,8 +9,12 @@ from typing import Any
 
 import flax.linen as nn
 
+from pose_jax.models.deeppose import DeepPose, DeepPoseConfig
 from pose_jax.models.folding import fold
 from pose_jax.models.hourglass import NEWELL, THESIS, Hourglass, HourglassConfig
+from pose_jax.models.hourglass52 import Hourglass52, Hourglass52Config
+from pose_jax.models.hrnet import HRNetConfig, HRNetPose
+from pose_jax.models.ief import Ief, IefConfig
 from pose_jax.models.mobile import (
     MobileHourglass,
     MobileHourglassConfig,
@@ -18,11 +22,25 @@ from pose_jax.models.mobile import (
     MobilePoseMachineConfig,
 )
 from pose_jax.models.outputs import Edit, Outputs, Taps
+from pose_jax.models.regression import Regression, RegressionConfig
+from pose_jax.models.simple_baseline import SimpleBaseline, SimpleBaselineConfig
+from pose_jax.models.tokenpose import TokenPose, TokenPoseConfig
+from pose_jax.models.transpose import TransPose, TransPoseConfig
+from pose_jax.models.vitpose import ViTPose, ViTPoseConfig
 
 FAMILIES: dict[str, tuple[type, type]] = {
     "hourglass": (Hourglass, HourglassConfig),
+    "hourglass52": (Hourglass52, Hourglass52Config),
+    "hrnet": (HRNetPose, HRNetConfig),
     "mobile_hourglass": (MobileHourglass, MobileHourglassConfig),
     "mobile_pose_machine": (MobilePoseMachine, MobilePoseMachineConfig),
+    "regression": (Regression, RegressionConfig),
+    "deeppose": (DeepPose, DeepPoseConfig),
+    "ief": (Ief, IefConfig),
+    "simple_baseline": (SimpleBaseline, SimpleBaselineConfig),
+    "tokenpose": (TokenPose, TokenPoseConfig),
+    "transpose": (TransPose, TransPoseConfig),
+    "vitpose": (ViTPose, ViTPoseConfig),
 }
 """Family name -> (module, its frozen config)."""
 

@@ -18,11 +18,29 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pose_jax.arrays import PyTree
-from pose_jax.models import hourglass
+from pose_jax.models import (
+    hourglass,
+    hourglass52,
+    hrnet,
+    ief,
+    regression,
+    simple_baseline,
+    tokenpose,
+    transpose,
+    vitpose,
+)
 from pose_jax.models.layers import EPSILON
 
 FOLDABLE: dict[type, Callable[[Any], dict[str, str]]] = {
     hourglass.Hourglass: hourglass.folded_norms,
+    hourglass52.Hourglass52: hourglass52.folded_norms,
+    hrnet.HRNetPose: hrnet.folded_norms,
+    ief.Ief: ief.folded_norms,
+    regression.Regression: regression.folded_norms,
+    simple_baseline.SimpleBaseline: simple_baseline.folded_norms,
+    tokenpose.TokenPose: tokenpose.folded_norms,
+    transpose.TransPose: transpose.folded_norms,
+    vitpose.ViTPose: vitpose.folded_norms,
 }
 """Family -> (its config -> {normalisation: convolution before it}), neighbours by name."""
 
@@ -48,15 +66,16 @@ def fold(module: nn.Module, variables: PyTree) -> tuple[nn.Module, PyTree]:
     if pairs_of is None or config is None or config.folded:
         return module, variables
     pairs = pairs_of(config)
+    if not pairs:
+        return module, variables
     flat = {
         path: np.asarray(leaf) for path, leaf in flatten_dict(dict(variables)).items()
     }
     norms = [path[1:-1] for path in flat if path[-1] == "scale" and path[-2] in pairs]
-    missing = set(pairs) - {norm[-1] for norm in norms}
-    if missing:
+    if not norms:
         raise ValueError(
-            f"the variables hold no normalisation {min(missing)!r}; give the unfolded "
-            "variables of this network"
+            f"the variables hold none of the normalisations {', '.join(sorted(pairs))}; give "
+            "the unfolded variables of this network"
         )
     try:
         for norm in norms:
@@ -80,9 +99,10 @@ def _fold_one(flat: dict[tuple[str, ...], np.ndarray], norm, convolution) -> Non
     mean, variance = take("batch_stats", "mean"), take("batch_stats", "var")
     factor = scale / np.sqrt(variance + EPSILON)
     kernel = flat[("params", *convolution, "kernel")]
-    bias = flat[("params", *convolution, "bias")]
+    # A convolution before a normalisation needs no bias and may have none.
+    bias = flat.get(("params", *convolution, "bias"), np.zeros(kernel.shape[-1:]))
     # Output channels come last in kernels of nn.Dense and nn.Conv alike.
     flat[("params", *convolution, "kernel")] = (kernel * factor).astype(kernel.dtype)
     flat[("params", *convolution, "bias")] = ((bias - mean) * factor + offset).astype(
-        bias.dtype
+        kernel.dtype
     )

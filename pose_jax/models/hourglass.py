@@ -162,11 +162,6 @@ class Hourglass(nn.Module):
         train: bool = False,
         edits: Edits | None = None,
     ) -> Outputs:
-        if train and self.config.folded:
-            raise ValueError(
-                "a folded network has no batch statistics to train with; train the network "
-                "with model.folded=False and fold the result"
-            )
         taps = Taps(edits)
         dtype = jnp.dtype(self.config.dtype)
         x = taps("stem", self._stem(images.astype(dtype), train))

@@ -172,6 +172,11 @@ class NormRelu(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*b c"], *, train: bool) -> Float[Array, "*b c"]:
         gate = jax.nn.relu if self.relu else lambda x: x
+        if self.folded and train:
+            raise ValueError(
+                "a folded network has no batch statistics to train with; train the network "
+                "with model.folded=False and fold the result"
+            )
         if self.folded:
             return gate(x.astype(self.dtype))
         channels = x.shape[-1]

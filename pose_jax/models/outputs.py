@@ -25,6 +25,14 @@ class Edit:
 Edits = Mapping[str, Edit]
 
 
+def apply_edit(x, edit: Edit | None):
+    """`x * scale + shift` in the type of `x`; None changes nothing."""
+    if edit is None:
+        return x
+    scale, shift = (jnp.asarray(part, x.dtype) for part in (edit.scale, edit.shift))
+    return x * scale + shift
+
+
 @flax.struct.dataclass
 class Outputs:
     """Result of a model. `s` counts stacks or cascade stages; the last one counts.
@@ -54,11 +62,18 @@ class Taps:
         self._seen: dict[str, Any] = {}
 
     def __call__(self, name: str, x):
-        edit = self._edits.get(name)
-        if edit is not None:
-            scale = jnp.asarray(edit.scale, x.dtype)
-            shift = jnp.asarray(edit.shift, x.dtype)
-            x = x * scale + shift
+        return self.record(name, apply_edit(x, self.edit(name)))
+
+    def edited(self, name: str) -> bool:
+        """Whether this pass changes the tap; known while tracing, so code may branch on it."""
+        return name in self._edits
+
+    def edit(self, name: str) -> Edit | None:
+        """The change of a tap, for a module that applies it inside and then `record`s."""
+        return self._edits.get(name)
+
+    def record(self, name: str, x):
+        """Note a tap whose edit, if there is one, has been applied already."""
         self._seen[name] = x
         return x
 

@@ -85,7 +85,7 @@ class Loop:
         self.feed = make_feed(c, self.recipe, trained, workdir, self.mesh)
         objective = self.feed.objective
         transform, schedule = make_optimiser(
-            c.optimiser, c.train.steps, objective.trainable
+            c.optimiser, c.train.steps, objective.trainable, module=trained.module
         )
         self.state, shardings = step_.create_state(
             step_.make_init(objective, transform, average=c.train.ema > 0),

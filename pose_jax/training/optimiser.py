@@ -1,4 +1,9 @@
-"""Optimisers and schedules by name; regular expressions freeze parameters."""
+"""Optimisers and schedules by name; regular expressions freeze parameters.
+
+Layer-wise learning rate decay (Clark et al., ICLR 2020; Bao et al., ICLR 2022): the update of
+a parameter of layer `l` is multiplied by `layer_decay ** (layers + 1 - l)`, weight decay
+included. Layer 0 is the embedding, `layers + 1` the head.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from pose_jax.arrays import PyTree
+from pose_jax.models.vit import POSITIONS
 from pose_jax.trees import path_name
 
 OPTIMISERS = ("adam", "adamw", "rmsprop", "sgd")
@@ -46,12 +52,15 @@ def make_schedule(section: Any, steps: int) -> optax.Schedule:
 
 
 def make_optimiser(
-    section: Any, steps: int, trainable: Callable[[str], bool]
+    section: Any, steps: int, trainable: Callable[[str], bool], *, module: Any = None
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """(transformation, schedule).
 
+    Args:
+      module: the network, whose `layer_index(path)` and `num_layers` `layer_decay` needs.
+
     Raises:
-      ValueError: unknown names.
+      ValueError: unknown names, or layer decay of a network without layers.
     """
     schedule = make_schedule(section, steps)
     name = section.name
@@ -78,6 +87,10 @@ def make_optimiser(
         rule = optax.chain(
             optax.add_decayed_weights(section.weight_decay, _decayed), rule
         )
+    # Before clipping is chained in front: gradients are clipped as they come.
+    decay = float(getattr(section, "layer_decay", 0.0))
+    if decay:
+        rule = optax.chain(rule, scale_by_layer(decay, module))
     if section.clip:
         rule = optax.chain(optax.clip_by_global_norm(section.clip), rule)
     patterns = tuple(section.freeze)
@@ -97,11 +110,41 @@ def make_optimiser(
     ), schedule
 
 
+def scale_by_layer(decay: float, module: Any) -> optax.GradientTransformation:
+    """Updates times `decay ** (module.num_layers + 1 - module.layer_index(path))`.
+
+    Raises:
+      ValueError: not in (0, 1], or the network names no layers.
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(
+            f"optimiser.layer_decay is {decay}; use a factor in (0, 1], or 0 for none"
+        )
+    if not hasattr(module, "layer_index"):
+        raise ValueError(
+            f"optimiser.layer_decay={decay} needs a network with layers (vitpose); "
+            f"{type(module).__name__} has none: set optimiser.layer_decay=0"
+        )
+    top = module.num_layers + 1
+
+    def scale(updates: PyTree, _params: PyTree = None) -> PyTree:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, u: u * decay ** (top - module.layer_index(path_name(path))),
+            updates,
+        )
+
+    return optax.stateless(scale)
+
+
 def frozen(path: str, patterns: Sequence[str]) -> bool:
     """Whether a parameter's name (`a/b/kernel`) matches one of the expressions."""
     return any(re.search(pattern, path) for pattern in patterns)
 
 
 def _decayed(params: PyTree) -> PyTree:
-    """Weight decay is for kernels, not for biases and scales."""
-    return jax.tree.map(lambda p: jnp.ndim(p) > 1, params)
+    """Weight decay is for kernels, not for biases, scales and position tables."""
+
+    def decayed(path, p) -> bool:
+        return jnp.ndim(p) > 1 and path_name(path).split("/")[-1] != POSITIONS
+
+    return jax.tree_util.tree_map_with_path(decayed, params)

@@ -9,20 +9,22 @@ from collections.abc import Callable
 from typing import Any
 
 from pose_jax.convert.layout import Dialect
-from pose_jax.convert.names.hourglass import hourglass, hourglass52
-from pose_jax.convert.names.hrnet import hrnet
-from pose_jax.convert.names.resnet import simple_baseline
-from pose_jax.convert.names.tokenpose import tokenpose
-from pose_jax.convert.names.transpose import transpose
-from pose_jax.convert.names.vitpose import vitpose
+from pose_jax.convert.names import (
+    hourglass,
+    hrnet,
+    resnet,
+    tokenpose,
+    transpose,
+    vitpose,
+)
 
 FAMILIES: dict[str, Callable[[Any, int], dict[str, Dialect]]] = {
-    "hourglass": hourglass,
-    "hourglass52": hourglass52,
-    "hrnet": hrnet,
-    "simple_baseline": simple_baseline,
-    "tokenpose": tokenpose,
-    "transpose": transpose,
-    "vitpose": vitpose,
+    "hourglass": hourglass.hourglass,
+    "hourglass52": hourglass.hourglass52,
+    "hrnet": hrnet.hrnet,
+    "simple_baseline": resnet.simple_baseline,
+    "tokenpose": tokenpose.tokenpose,
+    "transpose": transpose.transpose,
+    "vitpose": vitpose.vitpose,
 }
 """model.name -> the code bases that publish weights of it."""

@@ -95,6 +95,7 @@ class HeatmapObjective:
             normalise(images, self.spec),
             train=True,
             mutable=["batch_stats"],
+            rngs={"dropout": jax.random.fold_in(key, 2)},
         )
         loss, zero = self.supervise(outputs, batch)
         metrics = {
