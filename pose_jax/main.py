@@ -6,6 +6,7 @@ Runs the tasks named in `config.tasks` in order; the same command again resumes.
 config file, with an argument after a colon (configs/hourglass.py:lspet); any of its values is
 overridden by its dotted name (--config.train.steps=500, --config.tasks="('evaluate',)"). Data
 sets are found under the folder in POSE_JAX_DATA. POSE_JAX_DEBUG=1 shows full tracebacks.
+--config.model.name=? lists the published networks: sizes, figures, taps.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ USAGE = "python -m pose_jax.main --config=configs/NAME.py[:arg] --workdir=DIR"
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; usage: {USAGE}")
+    if _CONFIG.value is not None and _CONFIG.value.model.get("name") == "?":
+        from pose_jax.models.zoo import describe
+
+        print(describe())
+        return
     if _CONFIG.value is None or not _WORKDIR.value:
         raise UserError(f"--config and --workdir are both needed; usage: {USAGE}")
     _start_devices()
