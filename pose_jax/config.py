@@ -277,6 +277,18 @@ def default() -> Any:
             view="pca",
             resamples=1000,
             seed=0,
+            attention=dict(
+                people=32,
+                score="matched_filter",
+                clusters="limbs-v1",
+                removal="mean",
+                side=0.12,
+                batch=4,
+                chunk=0,
+                joints_at_once=0,
+                figures=4,
+                show_above=0.0,
+            ),
         )
     )
     c.prepare = ConfigDict(

@@ -16,7 +16,7 @@ from pose_jax.models import hourglass
 # Storeys from the ground up; a module may import from lower storeys and from itself.
 STOREYS = [
     {"arrays", "skeletons", "config"},
-    {"trees", "partitions"},
+    {"trees", "partitions", "protocols"},
     {"geometry", "heatmaps", "intervals", "regions", "sharding", "pixels", "video"},
     {"writer"},
     {"checkpoint"},
@@ -100,16 +100,35 @@ THESIS = [
     "thesis-visible", "thesis-small-repaired-visible",
 ]  # fmt: skip
 # Sections whose keys the user chooses.
-_OPEN = ("model.", "sweep.arms.", "analyse.controls.")
+_OPEN = ("model.", "sweep.arms.", "analyse.controls.", "checkpoint")
 CONFIGS = [
     ("quickstart", None),
-    *(("removal_study", a) for a in ("lspet", "lspet-all", "lspet-weighted", "coco")),
+    *(
+        ("removal_study", a)
+        for a in (
+            "lspet", "lspet-all", "lspet-weighted", "coco", "simple-baseline", "transpose",
+        )
+    ),
+    *(("simple_baseline", a) for a in ("lspet", "lspet-narrow", "50", "50-384", "101", "152")),
+    *(("hrnet", a) for a in ("w32", "w48")),
+    *(("hourglass52", a) for a in ("256", "384")),
+    *(
+        ("vitpose", a)
+        for a in ("lspet", "s", "b", "l", "h", "s-simple", "b-simple", "l-simple", "h-simple")
+    ),
+    *(("transpose", a) for a in ("small", "r-a3", "r-a4", "h-s", "h-a4", "h-a6")),
+    *(("tokenpose", a) for a in ("t", "s-v1", "s-v2", "b", "l")),
     *(
         ("autoencoder", a)
         for a in ("thesis", "small", "small-study", "small-study-all", "thesis-study")
     ),
     *(("reweighting", a) for a in ("small", "analyse")),
-    *(("hourglass", a) for a in ("lspet", "coco", "mpii", *THESIS)),
+    *(
+        ("hourglass", a)
+        for a in (
+            "lspet", "coco", "mpii", "mpii-8", "bearpaw-1", "bearpaw-2", "bearpaw-8", *THESIS,
+        )
+    ),
     *(("deeppose", a) for a in ("lspet", "deeppose", "resnet50", "resnet50-rle")),
     *(("ief", a) for a in ("lspet", "mpii")),
     *(

@@ -104,7 +104,6 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         stored = torch.load(str(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own message advises to switch the protection off; ours does not.
-        reason = str(error).splitlines()[0] if "Unsupported" not in str(error) else ""
         what = _forbidden(str(error))
         if what:
             raise FileError(
@@ -112,7 +111,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
                 "trust it and save its state_dict alone (torch.save or safetensors)"
             ) from None
         raise FileError(
-            f"{path} is no readable PyTorch file ({reason}); download it again"
+            f"{path} is damaged or no PyTorch file; download it again"
         ) from None
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -123,11 +122,11 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def _forbidden(message: str) -> str:
-    """What a refused pickle wanted to call, from torch's message."""
+    """What a refused pickle wanted to call, from torch's message; empty for mere garbage."""
     for marker in ("Unsupported global: GLOBAL ", "GLOBAL ", "Unsupported class "):
         if marker in message:
             return message.split(marker, 1)[1].split()[0]
-    return "an unknown object" if "Unsupported" in message else ""
+    return ""
 
 
 def _tensors(stored: Any, path: Path) -> dict[str, np.ndarray]:

@@ -1,8 +1,9 @@
 """`analyse`: what happens inside a trained network, over people of its data.
 
 Writes `analysis/<name>/`: `index.json` (network, people, settings), one JSON record and one npz
-per study (`skips`, `latent`, `clusters`, `redundancy`, `weights`) and `figures/`; stored latents
-lie in `latents/` of the workdir. A finished study is kept while its question is the same.
+per study (`skips`, `latent`, `clusters`, `redundancy`, `weights`, `attention`) and `figures/`;
+stored latents lie in `latents/` of the workdir. A finished study is kept while its question is
+the same.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from etils import epath
 from pose_jax import evaluation, inference, sharding
 from pose_jax.config import UserError, to_plain
 from pose_jax.tasks import (
+    analyse_attention,
     analyse_clusters,
     analyse_latent,
     analyse_redundancy,
@@ -40,6 +42,7 @@ STUDIES: dict[str, Callable[[Context], None]] = {
     "clusters": analyse_clusters.run,
     "redundancy": analyse_redundancy.run,
     "weights": analyse_weights.run,
+    "attention": analyse_attention.run,
 }
 """Name in `config.analyse.studies` -> what it does."""
 
