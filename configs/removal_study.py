@@ -8,10 +8,10 @@
 | `lspet-all` | also random_keypoint, whole_cluster, gkr_strong | 80 minutes |
 | `lspet-weighted` | gkr and gkr_value_weighted; set data.train.removal.influence | 25 minutes |
 | `coco` | the four arms of `lspet` on the COCO subset, from runs/lspet | 30 minutes |
-| `simple-baseline` | none, cutout_equal_area, gkr with a narrow SimpleBaseline-18 (3.9 M parameters) | 35 minutes |
-| `transpose` | the same arms with a small TransPose on a convolutional stem | 60 minutes |
+| `simple-baseline` | none, cutout_equal_area, gkr with a narrow SimpleBaseline-18 (3.9 M parameters), 64 px | 30 minutes |
+| `transpose` | the same arms with the small TransPose on a convolutional stem, 64 px | 30 minutes |
 
-Networks are 64 wide at 96 px (`coco`: as wide as the run they start from). The same command
+Hourglasses are 64 wide at 96 px (`coco`: as wide as the run they start from). The same command
 again resumes; `--config.sweep.background=True` returns at once. XPose's recipe is not public:
 this follows it with the defaults of pose_jax/data/removal.py. Every arm is read at its last
 (averaged) checkpoint. The labelled but occluded joints of COCO are scored on the same runs
@@ -51,13 +51,24 @@ def get_config(arg="lspet"):
     c.data.select.name = (
         ""  # Runs are compared at the last checkpoint: nothing selects.
     )
-    c.train.steps = 1500 if other else 2500 if c.skeleton == "lsp" else 1000
+    c.train.steps = 2500 if c.skeleton == "lsp" else 1000
+    if other:
+        _small(c)
     c.train.update(save_every=c.train.steps, eval_every=0, ema=0.998)
     c.evaluate.update(metrics=("pck", "occlusion"), overlays=0)
     c.sweep.arms = {
         name: {"data": {"train": {"removal": {"kind": name}}}} for name in ARMS[arg]
     }
     return c
+
+
+def _small(c):
+    """Other families: 64 px, so that a study fits into an hour."""
+    c.input.size = (64, 64)
+    if "input_size" in c.model:
+        c.model.input_size = (64, 64)
+    c.train.steps = 1000
+    c.optimiser.warmup_steps = 100
 
 
 def _load(name: str, arg: str):

@@ -254,43 +254,21 @@ def default() -> Any:
     )
     c.analyse = ConfigDict(
         dict(
-            studies=("skips", "latent", "clusters"),
-            name="",
-            splits=("train", "eval"),
-            count=0,
-            checkpoint="last",
-            batch=0,
-            threshold=0.1,
-            gates=(),
-            styles=("zero", "mean", "other"),
-            skeletons=20,
-            controls=dict(),
-            tap="auto",
-            labelled="all",
+            studies=("skips", "latent", "clusters"), name="", splits=("train", "eval"),
+            count=0, checkpoint="last", batch=0, threshold=0.1,
+            gates=(), styles=("zero", "mean", "other"), skeletons=20, controls=dict(),
+            tap="auto", labelled="all", displaced=64,
             components=(1, 2, 3, 10, 30, 50, 100, -1),
             steps=(-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0),
             ranks=(0, 1, 2, 5, 10, 17, 20, 50, 100, 200, 500, 1000),
-            displaced=64,
-            clusters=(2, 3, 4, 5, 6, 7, 8, 9, 10),
-            restarts=10,
-            thumbnails=60,
-            view="pca",
-            resamples=1000,
-            seed=0,
+            clusters=(2, 3, 4, 5, 6, 7, 8, 9, 10), restarts=10, thumbnails=60, view="pca",
             attention=dict(
-                people=32,
-                score="matched_filter",
-                clusters="limbs-v1",
-                removal="mean",
-                side=0.12,
-                batch=4,
-                chunk=0,
-                joints_at_once=0,
-                figures=4,
-                show_above=0.0,
+                people=32, score="matched_filter", clusters="limbs-v1", removal="mean",
+                side=0.12, batch=4, chunk=0, joints_at_once=0, figures=4, show_above=0.0,
             ),
+            resamples=1000, seed=0,
         )
-    )
+    )  # fmt: skip
     c.prepare = ConfigDict(
         dict(
             source=source(),

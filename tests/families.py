@@ -6,6 +6,8 @@ from typing import Any
 
 from tiny import tiny_config
 
+from pose_jax.models import deeppose
+
 REGRESSORS = {"regression": "regression", "deeppose": "regression", "ief": "correction"}
 """model.name -> objective.name of families that give coordinates."""
 
@@ -57,6 +59,8 @@ TINY: dict[str, dict[str, Any]] = {
     ),
     "regression": dict(name="regression", depth=18, width=4),
     "regression-rle": dict(name="regression", depth=18, width=4, likelihood="rle"),
+    "deeppose": dict(name="deeppose", torso=(5, 12), **deeppose.TINY),
+    "ief": dict(name="ief", depth=18, width=4),
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from families import TINY, config_of
 from pose_jax import answers, models
 from pose_jax import recipe as recipe_
 from pose_jax.models import Edit
+from pose_jax.pixels import ColourJitter
+from pose_jax.training import step as step_
+from pose_jax.training.objectives import OBJECTIVES
 from pose_jax.trees import flat_names
 
 EVERY_DAY = ("simple_baseline", "vitpose", "tokenpose", "regression-rle")
@@ -77,6 +81,31 @@ def test_folding_names_existing_layers(family):
     assert all("norm1" in name for name in norms) if family == "hourglass" else not norms
     outputs = jax.eval_shape(folded.module.apply, variables, jnp.zeros((1, 64, 64, 3)))
     assert given(outputs).shape[1] == 1
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("family", TINY)
+def test_training_is_lowered_for_accelerators(family, platform):
+    """The gradient of the loss and the evaluated maps, from a CPU, without compiling."""
+    c = config_of(family)
+    described = recipe_.recipe(c)
+    objective = OBJECTIVES[c.objective.name](
+        c.objective, described.module, described.spec, described.codec, ColourJitter()
+    )
+    example = step_.example_batch(described.spec.size, 17, 2)
+    variables = jax.eval_shape(objective.init, jax.random.key(0), example)
+
+    def gradient(params, rest, batch, seed):
+        def total(params):
+            key = jax.random.key(seed)
+            return objective.loss({"params": params, **rest}, batch, key=key)[0].sum
+
+        return jax.grad(total)(params)
+
+    rest = {name: tree for name, tree in variables.items() if name != "params"}
+    program = jax.export.export(jax.jit(gradient), platforms=[platform])
+    exported = program(variables["params"], rest, example, 0)
+    assert exported.platforms == (platform,)
 
 
 @pytest.mark.parametrize(

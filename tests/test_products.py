@@ -1,5 +1,6 @@
 """Products with gradients of their own against XLA's, in every mode of differentiation."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,6 +148,68 @@ def test_pooling_shares_gradients_at_ties():
     ]
     np.testing.assert_allclose(*results, rtol=1e-6)
     np.testing.assert_allclose(results[0].sum(), g.sum(), rtol=1e-4)
+
+
+def windows3(x):
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+def pooled(function, x, g):
+    """The maxima and the gradient of their product with `g`, in one program."""
+
+    def both(x, g):
+        y, pull = jax.vjp(function, x)
+        return y, pull(g)[0]
+
+    return jax.jit(both)(x, g)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 6, 3), (1, 2, 2, 4), (1, 7, 9, 3)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("train", [True, False])
+def test_pooling_of_three_equals_xlas_windows(shape, dtype, train):
+    """Without ties both gradients are XLA's bit for bit; all below zero, so padding shows."""
+    generator = np.random.default_rng(0)
+    count = np.prod(shape)
+    x = jnp.asarray(generator.permutation(count).reshape(shape) - count, dtype)
+    g = (shape[0], (shape[1] + 1) // 2, (shape[2] + 1) // 2, shape[3])
+    g = jnp.asarray(generator.integers(-8, 9, g), dtype)  # Sums of these are exact.
+    y, theirs = pooled(windows3, x, g)
+    found, ours = pooled(lambda x: layers.max_pool3(x, train=train), x, g)
+    np.testing.assert_array_equal(found, y)
+    np.testing.assert_array_equal(ours, theirs)
+    assert found.dtype == dtype
+
+
+def test_pooling_of_three_gives_ties_to_the_first_pixel():
+    """As PyTorch and XLA do; in evaluation equals may share."""
+    generator = np.random.default_rng(0)
+    x = jnp.asarray(generator.integers(-2, 3, (2, 8, 12, 3)), jnp.float32)
+    g = jnp.asarray(generator.integers(-8, 9, (2, 4, 6, 3)), jnp.float32)
+    _, found = pooled(lambda x: layers.max_pool3(x, train=True), x, g)
+    np.testing.assert_array_equal(found, pooled(windows3, x, g)[1])
+    _, shared = pooled(layers.max_pool3, x, g)
+    np.testing.assert_allclose(shared.sum(), g.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_pooling_of_three_carries_not_a_number_and_batches(train):
+    x = np.random.default_rng(0).normal(size=(3, 2, 8, 8, 3)).astype(np.float32)
+    x[1, 0, 3, 3, 1] = np.nan
+    found = jax.jit(jax.vmap(lambda x: layers.max_pool3(x, train=train)))(x)
+    expected = jax.jit(jax.vmap(windows3))(x)
+    np.testing.assert_array_equal(found, expected)
+    assert np.isnan(np.asarray(found)).sum() == 4
+
+
+@pytest.mark.parametrize("platform,windows", [("cpu", 0), ("tpu", 1), ("cuda", 1)])
+def test_accelerators_keep_their_own_pooling(platform, windows):
+    def loss(x):
+        return layers.max_pool3(x, train=True).sum()
+
+    traced = jax.jit(jax.grad(loss)).trace(draw(0, (1, 8, 8, 3)))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("select_and_scatter") == windows
 
 
 def test_evaluation_has_a_forward_mode():

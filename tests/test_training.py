@@ -168,6 +168,22 @@ def test_rmsprop_is_pytorchs():
     np.testing.assert_allclose(params["w"], w, rtol=1e-5)
 
 
+def test_adagrad_divides_by_the_root_of_all_squares(x64):
+    """Against a loop (Duchi et al. 2011); the first step is the rate itself."""
+    section = tiny_config().optimiser
+    section.update(name="adagrad", learning_rate=0.5)
+    transform, _ = optimiser.make_optimiser(section, 9, lambda _: True)
+    gradients = np.random.default_rng(0).normal(size=(9, 4))
+    params = {"w": np.zeros(4)}
+    state, total = transform.init(params), np.zeros(4)
+    for gradient in gradients:
+        updates, state = transform.update({"w": gradient}, state, params)
+        total += gradient**2
+        np.testing.assert_allclose(
+            updates["w"], -0.5 * gradient / np.sqrt(total), rtol=1e-6
+        )
+
+
 def test_plateau_follows_pytorch():
     """Patience 2: the third reading without improvement drops; never below the floor."""
     plateau = state_.plateau_start()

@@ -124,7 +124,7 @@ class ResNet(nn.Module):
         """One map per stage, the finest (stride 4) first; `x` has any number of channels."""
         stem = conv(self.width, 7, "conv1", self.dtype, strides=2, bias=self.folded)
         norm = NormRelu(self.dtype, folded=self.folded, name="norm1")
-        x = taps("stem", max_pool3(norm(stem(x), train=train)))
+        x = taps("stem", max_pool3(norm(stem(x), train=train), train=train))
         kind: Any = Bottleneck if self.depth >= 50 else BasicBlock
         if self.remat:
             kind = nn.remat(kind, static_argnums=(2,))

@@ -169,6 +169,22 @@ MEMBERS: tuple[Member, ...] = (
     _tokenpose("s-v2", 6_227_520, 15.0, "73.5"),
     _tokenpose("b", 13_465_216, 12.6, "74.7"),
     _tokenpose("l", 27_482_400, 24.4, "75.8"),
+    _coco(
+        "regression-50", dict(name="regression"), 23_577_698, 8.0, _COCO.format("54.1"),
+    ),
+    _coco(
+        "regression-50-rle", dict(name="regression", likelihood="rle"), 23_701_148, 8.0,
+        f"{_COCO.format('70.6')}; 123,384 of the parameters serve training alone",
+    ),
+    Member(
+        "deeppose", dict(name="deeppose"), 14, (220, 220), 112_175_264, 68.0,
+        "the paper: about 40 M parameters per stage, here 37.4 M; our layout of the layers "
+        "that it leaves open",
+    ),
+    Member(
+        "ief", dict(name="ief"), 16, (224, 224), 23_623_776, 37.7,
+        "MPII val PCKh 81.0 with GoogLeNet and a search over scales; ours has a ResNet-50",
+    ),
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from pose_jax.report import analysis_captions as captions
 from pose_jax.report import (
+    attention_figures,
     cluster_drawings,
     latent_drawings,
     skip_drawings,
@@ -198,5 +199,6 @@ MAKERS: dict[str, Callable[..., Made]] = {
     "latent": latent,
     "clusters": clusters,
     "redundancy": redundancy,
+    "attention": attention_figures.figures,
 }
 """Study -> (record, arrays, index) -> its figures; in the order of the page."""

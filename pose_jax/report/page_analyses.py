@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from pose_jax.report import analyses, markup, page_beside
+from pose_jax.report import analyses, attention_figures, markup, page_beside
 from pose_jax.report import analysis_sentences as sentences
 from pose_jax.report.cluster_drawings import attribute
 from pose_jax.report.markup import Pictures, details, folded, paragraph, table, text
@@ -22,6 +22,7 @@ _QUESTIONS = {
     "clusters": "What does the latent space group together?",
     "redundancy": "How much of it can be spared?",
     "weights": "Weights for poses that the clusters misplace",
+    "attention": "Does attention tell the truth?",
 }
 
 
@@ -30,6 +31,8 @@ _MORE = {
     "skips_people_": "people of the other split",
     "skips_effects_": "features on the other split",
     "clusters_view_": "views of single clusters",
+    "attention_layers_": "layers of other people",
+    "attention_evidence_": "evidence for other people's joints",
 }
 """Figures of one kind, of which the first is shown and the others are behind a click."""
 
@@ -282,6 +285,7 @@ _SENTENCES = {
     "latent": sentences.latent,
     "clusters": sentences.clusters,
     "redundancy": sentences.redundancy,
+    "attention": attention_figures.sentences,
 }
 _TABLES = {
     "skips": _skip_tables,
@@ -289,4 +293,5 @@ _TABLES = {
     "clusters": _cluster_tables,
     "redundancy": lambda record: iter(()),
     "weights": _weight_tables,
+    "attention": attention_figures.tables,
 }

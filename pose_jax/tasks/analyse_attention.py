@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from etils import epath
 from pose_jax import sharding
 from pose_jax.analysis import attention as statistics
 from pose_jax.config import UserError, to_plain
-from pose_jax.explain import games, scores
+from pose_jax.explain import games
 from pose_jax.explain.attention import tokens_of
 from pose_jax.explain.explainer import Explainer
 from pose_jax.explain.explanation import Explanation
@@ -160,17 +161,13 @@ def _collect(
             persons, seen = explainer.people(crops, room=asked.batch)
             explained = explainer(crops, room=asked.batch)
             for i, explanation in enumerate(explained):
-                person = jax.tree.map(lambda x: x[i], persons)
+                person = jax.tree.map(operator.itemgetter(i), persons)
                 points = jnp.asarray(seen["predicted"][i], jnp.float32)
+                given = (person.image, person.reference, points, person.owners)
                 found = {
-                    name: jax.device_get(
-                        program(
-                            variables, person.image, person.reference, points,
-                            person.owners,
-                        )
-                    )
+                    name: jax.device_get(program(variables, *given))
                     for name, variables in weights.items()
-                }  # fmt: skip
+                }
                 rows.append(_row(explanation, found, explainer))
                 if numbers[i] in drawn:
                     pictures.append(_picture(explanation, found[""], points))

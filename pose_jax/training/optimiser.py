@@ -19,7 +19,7 @@ from pose_jax.arrays import PyTree
 from pose_jax.models.vit import POSITIONS
 from pose_jax.trees import path_name
 
-OPTIMISERS = ("adam", "adamw", "rmsprop", "sgd")
+OPTIMISERS = ("adam", "adamw", "rmsprop", "sgd", "adagrad")
 SCHEDULES = ("constant", "cosine", "milestones", "plateau")
 
 
@@ -81,6 +81,9 @@ def make_optimiser(
         )
     elif name == "sgd":
         rule = optax.sgd(schedule, momentum=section.momentum or None)
+    elif name == "adagrad":
+        # PyTorch's and the paper's rule: the sum of squares starts at zero.
+        rule = optax.adagrad(schedule, initial_accumulator_value=0.0, eps=1e-10)
     else:
         raise ValueError(f"optimiser.name is {name!r}; use {', '.join(OPTIMISERS)}")
     if section.weight_decay and name != "adamw":
