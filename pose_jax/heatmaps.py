@@ -5,7 +5,7 @@ Everything is written for one example (`[k, 2]` <-> `[y, x, k]`) and batched wit
 | codec field | values |
 |---|---|
 | `encode` | `unbiased` sub-pixel Gaussian, peak 1; `msra` centre rounded, cut at 3 sigma; `thesis` whole crop pixels, unit mass, sigma .5 visible / 1 occluded; `udp` sub-pixel on unit-interval coordinates |
-| `decode` | `argmax`; `quarter` (Newell et al. 2016: a quarter pixel towards the larger neighbour); `dark` (Zhang et al. 2020: Newton step on the log map); `udp` (Huang et al. 2020); `soft_argmax` |
+| `decode` | `argmax`; `quarter` (Newell et al. 2016: a quarter pixel towards the larger neighbour); `msra` (the same as HRNet's code and mmpose have it: not in the first two rows and columns); `dark` (Zhang et al. 2020: Newton step on the log map); `udp` (Huang et al. 2020); `soft_argmax` |
 | `flip` | `aligned` moves the mirrored map by the exact offset; `shift` by one whole pixel (HRNet's convention); `none` |
 | `activation` | `none`: maps are used as they are; `softmax`: maps are logits, read as a probability over positions, scaled so that a perfect map peaks at 1 |
 """  # noqa: E501
@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from pose_jax.arrays import Array
 
 ENCODERS = ("unbiased", "msra", "thesis", "udp")
-DECODERS = ("argmax", "quarter", "dark", "udp", "soft_argmax")
+DECODERS = ("argmax", "quarter", "msra", "dark", "udp", "soft_argmax")
 FLIPS = ("aligned", "shift", "none")
 ACTIVATIONS = ("none", "softmax")
 
@@ -181,8 +181,8 @@ def locate(heatmaps: Float[Array, "y x k"], codec: Codec) -> Float[Array, "k 2"]
     peak = argmax(heatmaps)
     if codec.decode == "argmax":
         return peak.astype(heatmaps.dtype)
-    if codec.decode == "quarter":
-        return _quarter(heatmaps, peak)
+    if codec.decode in ("quarter", "msra"):
+        return _quarter(heatmaps, peak, first=2 if codec.decode == "msra" else 1)
     smooth = _modulate(heatmaps, codec.blur_taps)
     if codec.decode == "dark":
         return _newton(jnp.log(jnp.maximum(smooth, 1e-10)), peak, step=2)
@@ -203,10 +203,11 @@ def _at(maps, x, y):
     return maps[y, x, jnp.arange(keypoints)]
 
 
-def _quarter(maps, peak):
+def _quarter(maps, peak, *, first: int):
+    """`first`: the first row and column in which peaks are moved."""
     x, y = peak[:, 0], peak[:, 1]
     height, width = maps.shape[:2]
-    inside = (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1)
+    inside = (x >= first) & (x < width - 1) & (y >= first) & (y < height - 1)
     slope = jnp.stack(
         [_at(maps, x + 1, y) - _at(maps, x - 1, y),
          _at(maps, x, y + 1) - _at(maps, x, y - 1)],

@@ -65,7 +65,7 @@ def msra_heatmaps(c: Any, *, sigma_px: float = 2.0) -> Any:
     """Targets with rounded centres, a quarter of a pixel towards the larger neighbour, the
     mirrored map moved by one pixel: SimpleBaseline's and HRNet's."""
     c.codec.update(
-        encode="msra", decode="quarter", sigma_px=sigma_px, flip="shift",
+        encode="msra", decode="msra", sigma_px=sigma_px, flip="shift",
         activation="none", blur_taps=0,
     )  # fmt: skip
     return c

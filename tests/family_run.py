@@ -32,7 +32,9 @@ def batch_of(c, generator) -> dict[str, np.ndarray]:
     k = 17
     points = generator.uniform(4, min(height, width) - 4, (PEOPLE, k, 2))
     return {
-        "image": generator.integers(0, 255, (PEOPLE, height, width, 3)).astype(np.uint8),
+        "image": generator.integers(0, 255, (PEOPLE, height, width, 3)).astype(
+            np.uint8
+        ),
         "keypoints": points.astype(np.float32),
         "visible": np.full((PEOPLE, k), 2, np.int32),
         "weight": np.ones((PEOPLE, k), np.float32),
@@ -105,7 +107,9 @@ def run(family: str) -> dict:
     # Where the network started: a step along noise would compare rounding.
     points = [predict(described, start, batch, mesh) for mesh in (eight, one)]
     influence = [explain(described, start, batch, n) for n in (8, 1)]
-    changed = jax.tree.map(lambda a, b: np.abs(a - b).max(), start["params"], wide["params"])
+    changed = jax.tree.map(
+        lambda a, b: np.abs(a - b).max(), start["params"], wide["params"]
+    )
     differ = jax.tree.map(lambda a, b: np.abs(a - b).max(), wide, narrow)
     return {
         "family": family,
@@ -126,4 +130,7 @@ if __name__ == "__main__":
         try:
             print(json.dumps(run(name)), flush=True)
         except Exception:  # One family's failure is reported as its own.
-            print(json.dumps({"family": name, "error": traceback.format_exc()}), flush=True)
+            print(
+                json.dumps({"family": name, "error": traceback.format_exc()}),
+                flush=True,
+            )

@@ -63,7 +63,9 @@ def test_every_key_of_the_original_has_its_place(name):
     member = MEMBERS[name]
     table = matching.dialects(member.section, member.num_keypoints)[found.dialect]
     back = layout.to_torch(table, found.leaves)
-    assert set(back) == set(tensors) - {k for k in found.spare if k not in table.constants}
+    assert set(back) == set(tensors) - {
+        k for k in found.spare if k not in table.constants
+    }
     for key, tensor in back.items():
         np.testing.assert_array_equal(tensor, tensors[key], err_msg=key)
 
@@ -151,7 +153,9 @@ def test_another_number_of_keypoints_is_named(small):
 
 
 def test_the_network_that_fits_is_named():
-    with pytest.raises(MatchError, match="it is a tokenpose-t: use configs/convert.py:tok"):
+    with pytest.raises(
+        MatchError, match="it is a tokenpose-t: use configs/convert.py:tok"
+    ):
         converted("vitpose-s", original("tokenpose-t"))
 
 
@@ -178,7 +182,13 @@ def test_a_stored_sine_table_of_another_size_is_refused():
 
 def vit(size=(64, 48)):
     section = dict(
-        name="vitpose", input_size=size, width=12, heads=2, layers=1, mlp=16, deconv=(8, 8)
+        name="vitpose",
+        input_size=size,
+        width=12,
+        heads=2,
+        layers=1,
+        mlp=16,
+        deconv=(8, 8),
     )
     module = models.build(section, num_keypoints=17)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *size, 3)))
@@ -195,7 +205,9 @@ def test_position_tables_are_interpolated_on_request():
     tensors["backbone.pos_embed"] = np.concatenate(
         [np.full((1, 1, 12), 7.0), grid], 1
     ).astype(np.float32)
-    with pytest.raises(MatchError, match="64 patches and .*has 12; convert.interpolate"):
+    with pytest.raises(
+        MatchError, match="64 patches and .*has 12; convert.interpolate"
+    ):
         matching.convert(tensors, section, shapes, 17)
     found = matching.convert(tensors, section, shapes, 17, interpolate=True)
     (name,) = found.interpolated
@@ -274,9 +286,7 @@ def test_a_converted_backbone_starts_a_training(small, tmp_path, at_home):
     from pose_jax.tasks import train
     from pose_jax.tasks.workdir import claim
 
-    trunk = {
-        k: v for k, v in small[2].items() if not k.startswith(("deconv", "final"))
-    }
+    trunk = {k: v for k, v in small[2].items() if not k.startswith(("deconv", "final"))}
     source = write_safetensors(tmp_path / "resnet.safetensors", trunk)
     start = str(tmp_path / "trunk")
     c = small_config(small, source, backbone_only=True)

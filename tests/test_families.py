@@ -78,7 +78,9 @@ def test_folding_names_existing_layers(family):
     assert len(flat_names(variables)) < len(flat_names(shapes))
     norms = [name for name in flat_names(variables) if name.endswith("/var")]
     # A pre-activation residual's first normalisation follows a sum, not a convolution.
-    assert all("norm1" in name for name in norms) if family == "hourglass" else not norms
+    assert (
+        all("norm1" in name for name in norms) if family == "hourglass" else not norms
+    )
     outputs = jax.eval_shape(folded.module.apply, variables, jnp.zeros((1, 64, 64, 3)))
     assert given(outputs).shape[1] == 1
 
@@ -142,3 +144,31 @@ def test_every_family_has_a_tiny_member():
     assert {section["name"] for section in TINY.values()} == set(models.FAMILIES)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family,studies,tap",
+    [
+        ("hourglass52", ("skips", "latent"), "auto"),
+        ("simple_baseline", ("latent",), "layer4"),
+        ("vitpose", ("latent",), "tokens"),
+    ],
+)
+def test_analyses_of_other_families(family, studies, tap, tmp_path, monkeypatch):
+    """Skip gates where there are skips, principal components of any tap."""
+    from pose_jax.tasks import analyse, train
+    from pose_jax.tasks.workdir import claim
+
+    c = config_of(family)
+    c.train.update(steps=2, save_every=2, eval_every=0)
+    c.analyse.update(
+        studies=studies, splits=("eval",), count=16, tap=tap, batch=8,
+        skeletons=1, components=(1, 2), ranks=(0, 1), displaced=4, resamples=20,
+        clusters=(2,), thumbnails=4, styles=("zero",),
+    )  # fmt: skip
+    workdir = str(tmp_path / "run")
+    claim(c, workdir)
+    train.run(c, workdir)
+    # Two steps do not beat the mean pose; that refusal is tested elsewhere.
+    monkeypatch.setattr(analyse, "_health", lambda context: {"problem": ""})
+    analyse.run(c, workdir)
+    assert len(list((tmp_path / "run" / "analysis").rglob("*.json"))) >= len(studies)

@@ -42,6 +42,7 @@ def test_round_trip_is_exact(x64, generator, encode, decode_):
     [
         ("msra", "argmax", 0, 1.54, 2.41),
         ("msra", "quarter", 0, 1.54, 2.41),
+        ("msra", "msra", 0, 1.54, 2.41),
         ("unbiased", "quarter", 0, 0.77, 1.19),
         ("unbiased", "dark", 11, 0.0, 0.03),
         ("udp", "udp", 11, 0.0, 0.03),
@@ -154,3 +155,14 @@ def test_softmax_maps_of_perfect_logits_peak_at_one():
 def test_argmax_takes_the_first_of_equal_peaks():
     maps = jnp.zeros((4, 5, 1)).at[1, 2].set(1.0).at[3, 4].set(1.0)
     assert heatmaps.argmax(maps).tolist() == [[2, 1]]
+
+
+def test_peaks_in_the_second_column_move_in_newells_rule_only():
+    """HRNet's code asks for 1 < x where Newell's, counting from one, asks for 1 < x."""
+    maps = np.zeros((8, 8, 2), np.float32)
+    maps[4, 1, 0] = maps[4, 2, 1] = 1.0
+    maps[4, 2, 0] = maps[4, 3, 1] = 0.5
+    newell = heatmaps.locate(maps, Codec("unbiased", "quarter"))
+    msra = heatmaps.locate(maps, Codec("unbiased", "msra"))
+    np.testing.assert_array_equal(newell, [[1.25, 4], [2.25, 4]])
+    np.testing.assert_array_equal(msra, [[1, 4], [2.25, 4]])

@@ -106,15 +106,33 @@ CONFIGS = [
     *(
         ("removal_study", a)
         for a in (
-            "lspet", "lspet-all", "lspet-weighted", "coco", "simple-baseline", "transpose",
+            "lspet",
+            "lspet-all",
+            "lspet-weighted",
+            "coco",
+            "simple-baseline",
+            "transpose",
         )
     ),
-    *(("simple_baseline", a) for a in ("lspet", "lspet-narrow", "50", "50-384", "101", "152")),
+    *(
+        ("simple_baseline", a)
+        for a in ("lspet", "lspet-narrow", "50", "50-384", "101", "152")
+    ),
     *(("hrnet", a) for a in ("w32", "w48")),
     *(("hourglass52", a) for a in ("256", "384")),
     *(
         ("vitpose", a)
-        for a in ("lspet", "s", "b", "l", "h", "s-simple", "b-simple", "l-simple", "h-simple")
+        for a in (
+            "lspet",
+            "s",
+            "b",
+            "l",
+            "h",
+            "s-simple",
+            "b-simple",
+            "l-simple",
+            "h-simple",
+        )
     ),
     *(("transpose", a) for a in ("small", "r-a3", "r-a4", "h-s", "h-a4", "h-a6")),
     *(("tokenpose", a) for a in ("t", "s-v1", "s-v2", "b", "l")),
@@ -126,7 +144,14 @@ CONFIGS = [
     *(
         ("hourglass", a)
         for a in (
-            "lspet", "coco", "mpii", "mpii-8", "bearpaw-1", "bearpaw-2", "bearpaw-8", *THESIS,
+            "lspet",
+            "coco",
+            "mpii",
+            "mpii-8",
+            "bearpaw-1",
+            "bearpaw-2",
+            "bearpaw-8",
+            *THESIS,
         )
     ),
     *(("deeppose", a) for a in ("lspet", "deeppose", "resnet50", "resnet50-rle")),

@@ -8,4 +8,5 @@
   components and clusters.
 - `clusters`: k-means with its stability, silhouettes, agreement with attributes, 2-D views.
 - `redundancy`: axes for 95 % of the variance of a tap, channels taken away.
+- `attention`: shares of attention per joint's region, and their agreement with interventions.
 """

@@ -4,7 +4,8 @@
 re-exported here (the resumable accumulator start, add, finish is at `explain.shapley`).
 For poses: `games` (who plays, what is hidden), `scores` (what is asked of the heatmaps),
 `explainer` (crops -> `Explanation`), `perturbation` and `interdependence` (which joints hang
-together, and what grouping them costs).
+together, and what grouping them costs), `attention` (maps of a transformer's attention: what
+it mixed, not what caused the answer).
 """
 
 from pose_jax.explain import shapley

@@ -115,7 +115,7 @@ def tokens_of(module: Any, image_size: tuple[int, int]) -> Tokens:
             f"{', '.join(FAMILIES)}"
         )
     grid = module.token_grid(image_size)
-    return Tokens(tuple(image_size), grid, module.keypoint_tokens)
+    return Tokens(image_size, grid, module.keypoint_tokens)
 
 
 def attention_taps(taps: Mapping[str, Any]) -> tuple[str, ...]:

@@ -54,7 +54,9 @@ _MSRA = "microsoft/human-pose-estimation.pytorch; mmpose"
 _VITPOSE = "ViTAE-Transformer/ViTPose; mmpose; huggingface usyd-community"
 
 
-def _hourglass(name: str, stem, stacks: int, parameters: int, gflops: float, *more: str):
+def _hourglass(
+    name: str, stem, stacks: int, parameters: int, gflops: float, *more: str
+):
     section = {"name": "hourglass", "features": 256, "stem": stem, "stacks": stacks}
     return Member(name, section, 16, (256, 256), parameters, gflops, *more)
 
@@ -204,11 +206,15 @@ def describe() -> str:
             f"{m.name:22}{m.section['name']:20}{size:>9}{m.parameters:>13,}{m.gflops:>8.1f}"
             f"  {m.published or '-'}"
         )
-    lines.append("\ntaps (stacks, levels and layers counted from 0; {i} stands for them all):")
+    lines.append(
+        "\ntaps (stacks, levels and layers counted from 0; {i} stands for them all):"
+    )
     seen: dict[str, list[str]] = {}
     for m in MEMBERS:
         seen.setdefault(m.section["name"], [])
         names = dict.fromkeys(re.sub(r"\d+", "{i}", tap) for tap in m.taps)
-        seen[m.section["name"]] += [n for n in names if n not in seen[m.section["name"]]]
+        seen[m.section["name"]] += [
+            n for n in names if n not in seen[m.section["name"]]
+        ]
     lines += [f"{family:20} {', '.join(taps)}" for family, taps in seen.items()]
     return "\n".join(lines)

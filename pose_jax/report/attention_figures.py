@@ -28,7 +28,7 @@ def figures(record, arrays: Mapping[str, np.ndarray], index) -> Made:
     yield (
         "attention_agreement",
         "Does attention order body parts as the measured influence does?",
-        f"{record['protocol']}. “{SERIES['untrained']}”: the same network before training; "
+        f"{record['protocol']}. “{SERIES['untrained']}”: the same network, never trained; "
         f"“{SERIES['shuffled']}”: this person's attention against the influence of somebody in "
         "another picture. Occlusion hides a disc in the very rows that the Shapley "
         "values are read from, so as a ceiling it is generous.",
@@ -76,9 +76,9 @@ def figures(record, arrays: Mapping[str, np.ndarray], index) -> Made:
             f"Four kinds of evidence for the same joints (person {n + 1})",
             "The last layer's weights, attention rollout and gradient × attention, each "
             "scaled to its own maximum (rollout to its 99th percentile: half of each of its "
-            "layers leads back to the joint's own token); right the measured Owen value of every disc (orange "
-            f"raises the score, blue lowers it). Of the last layer's weights {shown}. "
-            f"{_CAUTION}.",
+            "layers leads back to the joint's own token); right the measured Owen value of "
+            "every disc (orange raises the score, blue lowers it). Of the last layer's "
+            f"weights {shown}. {_CAUTION}.",
             drawings.evidence(
                 image, maps, arrays["picture_influence"][n][there],
                 arrays["picture_owners"][n], points, titles, above=above,

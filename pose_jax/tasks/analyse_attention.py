@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import zlib
 from typing import Any
 
 import jax
@@ -130,14 +131,12 @@ def _protocol(context: Context, people: People, explainer: Explainer) -> str:
 
 
 def _untrained(context: Context) -> Any:
-    """Random weights of the same network."""
-    stored = read_json(epath.Path(context.workdir) / "config.json")
-    fresh = recipe(stored)
+    """Random weights of the same network, others than those that its training began with."""
+    fresh = recipe(read_json(epath.Path(context.workdir) / "config.json"))
     images = jnp.zeros((1, *fresh.spec.size, 3))
-    variables = jax.jit(fresh.module.init)(
-        jax.random.key(context.section.seed, impl="unsafe_rbg"), images
-    )
-    return fresh.inference(variables)[1]
+    key = jax.random.key(context.section.seed, impl="unsafe_rbg")
+    key = jax.random.fold_in(key, zlib.crc32(b"untrained"))
+    return fresh.inference(jax.jit(fresh.module.init)(key, images))[1]
 
 
 def _collect(

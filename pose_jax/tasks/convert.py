@@ -156,7 +156,9 @@ def _summary(record: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def export(workdir: str, file: str, *, dialect: str = "auto", step: Any = "last") -> None:
+def export(
+    workdir: str, file: str, *, dialect: str = "auto", step: Any = "last"
+) -> None:
     """Weights of a workdir as a `.safetensors` file under a code base's names.
 
     Args:
@@ -179,7 +181,9 @@ def export(workdir: str, file: str, *, dialect: str = "auto", step: Any = "last"
             name = record.get("dialect") or next(iter(tables), "")
         if name not in tables:
             known = ", ".join(tables) or "no public code base"
-            raise UserError(f"convert.dialect={name!r}: this network is known to {known}")
+            raise UserError(
+                f"convert.dialect={name!r}: this network is known to {known}"
+            )
         tree, _ = checkpoint.load_variables(workdir, step)
         leaves = flat_names(jax.tree.map(np.asarray, tree))
         tensors = layout.to_torch(tables[name], leaves)

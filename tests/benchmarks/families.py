@@ -9,7 +9,8 @@ processes of its own, taking turns, and ratios are of the medians (> 1: pose_jax
 PyTorch runs in the fastest of its implementations and memory formats, found in its first
 round, with the memory settings of the launch scripts and (`torch_plain`) without. `folded` is
 our forward pass as `Estimator` runs it, normalisations folded. Needs torch; transformers where
-it is to compete. `--tiny` shrinks the networks, to try the script.
+it is to compete. `--tiny` shrinks the networks, to try the script; `--cpu_time` compares the
+processor time of one core, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -45,10 +46,14 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--cpu_time", action="store_true")
     parser.add_argument("--run", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--network", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    a = parser.parse_args()
+    if a.cpu_time:
+        a.threads = 1
+    return a
 
 
 def section_of(name: str, tiny: bool) -> dict[str, Any]:
@@ -58,13 +63,14 @@ def section_of(name: str, tiny: bool) -> dict[str, Any]:
     return {**found.section, **(TINY[name] if tiny else {})}
 
 
-def timed(call, count: int) -> tuple[list[Any], list[float]]:
-    """(results, milliseconds) of `count` calls after a first one."""
+def timed(a, call) -> tuple[list[Any], list[float]]:
+    """(results, milliseconds) of `a.steps` calls after a first one."""
+    clock = time.process_time if a.cpu_time else time.perf_counter
     results, times = [], []
-    for _ in range(count + 1):
-        began = time.perf_counter()
+    for _ in range(a.steps + 1):
+        began = clock()
         results.append(call())
-        times.append((time.perf_counter() - began) * 1e3)
+        times.append((clock() - began) * 1e3)
     return results, times[1:]
 
 
@@ -107,10 +113,10 @@ def run_jax(a) -> dict[str, Any]:
             return network.apply(weights, images.astype(np.float32) / 255).heatmaps[0]
 
         maps, times = timed(
+            a,
             lambda run=forward, weights=weights: np.asarray(
                 run(weights, made.batch["image"])
             ),
-            a.steps,
         )
         found["forward" if name == "plain" else "folded"] = times
         if name == "plain":
@@ -121,7 +127,7 @@ def run_jax(a) -> dict[str, Any]:
         state, metrics = made.step(state, made.batch)
         return float(metrics["loss"])
 
-    found["losses"], found["step"] = timed(one, a.steps)
+    found["losses"], found["step"] = timed(a, one)
     return found
 
 
@@ -193,7 +199,7 @@ def time_torch(a, model, form, dialect: str, parts) -> dict[str, Any]:
 
     if "forward" in parts:
         model.eval()
-        maps, found["forward"] = timed(forward, a.steps)
+        maps, found["forward"] = timed(a, forward)
         ours = np.load(Path(a.folder) / f"{a.network}-maps.npy")
         theirs = maps[-1].permute(0, 2, 3, 1).numpy()
         found["difference"] = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
@@ -209,7 +215,7 @@ def time_torch(a, model, form, dialect: str, parts) -> dict[str, Any]:
         rule.step()
         return loss.item()
 
-    found["losses"], found["step"] = timed(one, a.steps)
+    found["losses"], found["step"] = timed(a, one)
     return found
 
 
@@ -274,10 +280,13 @@ def child(side: str, name: str, folder: str) -> dict[str, Any]:
 def main():
     a = arguments()
     if a.run:
+        if a.cpu_time:
+            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         print(json.dumps(run_jax(a) if a.run == "jax" else run_torch(a)))
         return
     for name in a.networks.split(","):
         row = {"network": name, "batch": a.batch, "threads": a.threads}
+        row["clock"] = "cpu" if a.cpu_time else "wall"
         tunables = os.environ.get("GLIBC_TUNABLES", "")
         row |= {"tiny": a.tiny, "glibc_tunables": tunables, **compare(a, name)}
         print(json.dumps(row, indent=1), flush=True)

@@ -1,7 +1,7 @@
 """Exact Shapley values on networks: the engine against the forwards that it must pay for.
 
     source launch/environment.sh; python tests/benchmarks/shapley_networks.py \
-        [--repeats 5] [--only small,mobile,trained] [--workdir runs/lspet] [--cores 1]
+        [--repeats 5] [--only small,mobile,trained,vitpose] [--workdir runs/lspet] [--cores 1]
 
 Prints one JSON object. Per network: wall milliseconds of the engine and of as many plain
 batched forwards at the best batch size, rounds interleaved, best and median; their ratio
@@ -13,10 +13,12 @@ makes its own.
 | `small` | four 3x3 convolutions, 64 px, fresh weights | 8 regions, 17 targets (peak of the map), 256 coalitions; shapiq, shap and captum around the same JAX network |
 | `mobile` | public mobile hourglass (POSE_JAX_DATA/pretrained), 192 px | 14 keypoint discs in five clusters, gsv, 448 coalitions, mean fill, map at the clean peak |
 | `trained` | hourglass of `--workdir`, normalisation folded | the same |
+| `vitpose` | ViTPose-S, 256x192, fresh weights, folded, on noise | 17 discs on a grid in COCO's five clusters, gsv, 896 coalitions |
 
 `stem`: share of the first convolution in the forward, the most that computing it once per
 player could save (it is linear in the masked picture: conv(x0) + sum of s_i conv(d_i)).
-What is not at hand is named in `skipped`.
+`memory`: what the engine's program takes besides its inputs, beside the largest array of one
+evaluation times the rows of a chunk. What is not at hand is named in `skipped`.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -53,11 +55,12 @@ from shapley_rivals import (
 
 from pose_jax import data, geometry, heatmaps, regions
 from pose_jax import recipe as recipe_
-from pose_jax.config import default, source
+from pose_jax.config import default, load_config, source
 from pose_jax.convert import mobile
 from pose_jax.data.pipeline import crop_matrix
 from pose_jax.estimator import Estimator
 from pose_jax.explain import exact_shapley, group_shapley, scores
+from pose_jax.explain.shapley import sweep
 from pose_jax.pixels import normalise
 from pose_jax.tasks.workdir import data_root
 
@@ -179,6 +182,23 @@ def trained_hourglass(repeats: int, arguments: argparse.Namespace) -> dict[str, 
     return found.result | {"folding": folding, "stem": stem}
 
 
+def fresh_vitpose(repeats: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    del arguments
+    root = Path(__file__).resolve().parents[2]
+    described = recipe_.recipe(load_config(root / "configs/vitpose.py", "s"))
+    height, width = described.spec.size
+    key = jax.random.key(0, impl="unsafe_rbg")
+    variables = jax.jit(described.module.init)(key, jnp.zeros((1, height, width, 3)))
+    described, variables = described.inference(variables)
+    generator = np.random.default_rng(0)
+    crop = generator.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    y, x = np.mgrid[:5, :4]
+    cells = np.stack([(x + 0.5) * width / 4, (y + 0.5) * height / 5], -1)
+    centres = cells.reshape(-1, 2)[: described.skeleton.num_keypoints]
+    centres = jnp.asarray(centres, jnp.float32)
+    return pose_game(described, variables, repeats, crop, centres).result
+
+
 def person(described) -> np.ndarray:
     """A crop of the first person of the LSPET validation labels, uint8."""
     labels = source("coco", path="lspet/lspet_val.json", images="lspet/images")
@@ -214,15 +234,17 @@ class Game:
     result: dict[str, Any]
 
 
-def pose_game(described, variables, repeats: int) -> Game:
-    """Exact gsv of 14 keypoint discs for all keypoints on one person."""
+def pose_game(described, variables, repeats: int, crop=None, centres=None) -> Game:
+    """Exact gsv of all keypoints' discs for all keypoints on one person of LSPET, or on
+    `crop` with the discs at `centres` [k, 2]."""
     spec, codec, skeleton = described.spec, described.codec, described.skeleton
-    crop = person(described).astype(np.float32)
+    crop = (person(described) if crop is None else crop).astype(np.float32)
     image = normalise(crop, spec)
     fill = normalise(regions.mean_fill(crop, spec.mean), spec)
     clean = jax.jit(described.module.apply)(variables, image[None]).heatmaps[-1][0]
     clean = heatmaps.activate(clean, codec)
-    centres, _ = heatmaps.decode(clean, codec, spec.size)
+    if centres is None:
+        centres, _ = heatmaps.decode(clean, codec, spec.size)
     k = skeleton.num_keypoints
     owners = regions.keypoint_owners(
         centres, jnp.ones(k, bool), spec.size, side_px=regions.SIDE * spec.size[0]
@@ -246,12 +268,33 @@ def pose_game(described, variables, repeats: int) -> Game:
     forward = make_forward(described, variables, reference)
     result = against_forwards(forward, images, engine, repeats)
     result["input"], result["players"] = list(spec.size), k
+    result["memory"] = memory(value, skeleton.cluster_indices(), args)
     result["largest_residual"] = float(abs(np.asarray(first.residual)).max())
     values = np.asarray(first.member_values).sum(0) + np.asarray(
         first.cluster_values
     ).sum(0)
     result["explained"] = [round(float(v), 4) for v in values]
     return Game(forward, images, first.coalitions, reference, result)
+
+
+def memory(value, clusters, args) -> dict[str, Any]:
+    """MiB of the engine's program with its default chunks."""
+
+    def program(*args):
+        found = group_shapley(value, clusters, kind="gsv", args=args)
+        return found.member_values, found.cluster_values
+
+    players = sum(map(len, clusters))
+    one = jax.make_jaxpr(value)(jnp.ones(players, bool), *args).jaxpr
+    rows, largest = sweep.chunk_rows(one), sweep.largest_array(one)
+    compiled = jax.jit(program).lower(*args).compile()
+    analysis: Any = compiled.memory_analysis()
+    return {
+        "chunk": rows,
+        "largest_array_mib": round(largest / 2**20, 2),
+        "estimate_mib": round(rows * largest / 2**20, 2),
+        "program_mib": round(analysis.temp_size_in_bytes / 2**20, 2),
+    }
 
 
 def stem_share(kernel, padding, game: Game, repeats: int) -> dict[str, Any]:
@@ -298,6 +341,7 @@ PARTS = {
     "small": small,
     "mobile": mobile_hourglass,
     "trained": trained_hourglass,
+    "vitpose": fresh_vitpose,
 }
 
 

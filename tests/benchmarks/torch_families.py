@@ -12,7 +12,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
+BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 FORMATS = {"channels_last": torch.channels_last, "nchw": torch.contiguous_format}
 
 
