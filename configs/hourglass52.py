@@ -9,7 +9,7 @@
 
 Following mmpose's recipe: Adam 5e-4 after 500 steps of warm-up, divided by ten at epochs 170 and
 200 of 210, batch 256 (32 on each of 8 GPUs), rotation 40 degrees, scale .5, shift .16, half bodies .3.
-"""
+"""  # noqa: E501
 
 from pose_jax import protocols
 from pose_jax.config import default

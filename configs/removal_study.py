@@ -16,7 +16,7 @@ again resumes; `--config.sweep.background=True` returns at once. XPose's recipe 
 this follows it with the defaults of pose_jax/data/removal.py. Every arm is read at its last
 (averaged) checkpoint. The labelled but occluded joints of COCO are scored on the same runs
 by --config.sweep.tasks="('evaluate',)" with another data.eval and evaluate.name.
-"""
+"""  # noqa: E501
 
 from pathlib import Path
 

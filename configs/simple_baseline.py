@@ -15,7 +15,7 @@ Following the authors' recipe: Adam 1e-3, divided by ten at epochs 90 and 120 of
 (32 on each of 4 GPUs), rotation 40 degrees, scale .3, squared error against sigma-2 targets. The
 published runs start from ImageNet weights: convert a torchvision ResNet first
 (configs/convert.py) and give --config.init_from.path and --config.init_from.backbone_only=True.
-"""
+"""  # noqa: E501
 
 from pose_jax import protocols
 from pose_jax.config import default

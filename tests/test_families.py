@@ -19,8 +19,11 @@ from pose_jax.training import step as step_
 from pose_jax.training.objectives import OBJECTIVES
 from pose_jax.trees import flat_names
 
-EVERY_DAY = ("simple_baseline", "vitpose", "tokenpose", "regression-rle")
-"""Families of the daily run; the others take their minute with --all."""
+EVERY_DAY = ("simple_baseline", "vitpose")
+"""Families that are compiled in the daily run; the others take their minute with --all."""
+MOSTLY_SLOW = [
+    f if f in EVERY_DAY else pytest.param(f, marks=pytest.mark.slow) for f in TINY
+]
 
 
 @pytest.mark.parametrize("family", TINY)
@@ -86,7 +89,7 @@ def test_folding_names_existing_layers(family):
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", MOSTLY_SLOW)
 def test_training_is_lowered_for_accelerators(family, platform):
     """The gradient of the loss and the evaluated maps, from a CPU, without compiling."""
     c = config_of(family)
@@ -110,10 +113,7 @@ def test_training_is_lowered_for_accelerators(family, platform):
     assert exported.platforms == (platform,)
 
 
-@pytest.mark.parametrize(
-    "family",
-    [f if f in EVERY_DAY else pytest.param(f, marks=pytest.mark.slow) for f in TINY],
-)
+@pytest.mark.parametrize("family", MOSTLY_SLOW)
 def test_training_prediction_and_explanation_on_eight_devices(
     family, environment, repository
 ):

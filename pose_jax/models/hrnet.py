@@ -3,7 +3,7 @@
 Parameters follow the authors' names: `conv1, norm1, conv2, norm2, layer1_{n}`, `transition{s}_{b}`,
 `stage{s}_{m}/{branch{b}_{n}, fuse{i}_{j}}`; normalisations are called after their convolution.
 Taps: `stem`, `layer1`, `stage{s}/branch{b}` after each stage, `features`, `stack0/heatmaps`.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
