@@ -11,7 +11,7 @@ pose_jax/convert/names. Every key must be accounted for. More:
 |---|---|
 | `--config.skeleton=mpii` | weights with other keypoints than the family's default |
 | `--config.convert.backbone_only=True` | a trunk (ImageNet, MAE) to train from: give the workdir as init_from.path |
-| `--config.convert.interpolate=True` | bring ViT's position table to input.size |
+| `--config.convert.interpolate=True` | bring ViT's position table to another size: set --config.input.size and --config.model.input_size |
 | `--config.convert.export=OUT.safetensors` | write the workdir's weights under PyTorch names (with convert.dialect) |
 """  # noqa: E501
 
@@ -20,6 +20,7 @@ from pathlib import Path
 from pose_jax.config import load_config
 
 MEMBERS = {
+    "hourglass-1": "hourglass:mpii-1",
     "hourglass-2": "hourglass:mpii",
     "hourglass-8": "hourglass:mpii-8",
     "hourglass-1-bearpaw": "hourglass:bearpaw-1",
@@ -28,15 +29,16 @@ MEMBERS = {
     "hourglass52": "hourglass52:256",
     "hrnet-w32": "hrnet:w32",
     "hrnet-w48": "hrnet:w48",
-    "simple-baseline-50": "simple_baseline:50",
-    "simple-baseline-101": "simple_baseline:101",
-    "simple-baseline-152": "simple_baseline:152",
+    **{f"simple-baseline-{n}": f"simple_baseline:{n}" for n in (18, 34, 50, 101, 152)},
     **{
         f"vitpose-{size}{head}": f"vitpose:{size}{head}"
         for size in "sblh"
         for head in ("", "-simple")
     },
-    **{f"transpose-{v}": f"transpose:{v}" for v in ("r-a3", "r-a4", "h-s", "h-a4")},
+    **{
+        f"transpose-{v}": f"transpose:{v}"
+        for v in ("r-a3", "r-a4", "h-s", "h-a4", "h-a6")
+    },
     **{f"tokenpose-{v}": f"tokenpose:{v}" for v in ("t", "s-v1", "s-v2", "b", "l")},
 }
 """Network -> the config that trains it, whose input, codec and skeleton its weights need."""

@@ -12,7 +12,9 @@
 `deeppose` follows the paper with what a public reimplementation adds (batch 128, dropout .6,
 Adagrad at 5e-4). The `resnet50` recipes follow
 MMPose: Adam 5e-4 (1e-3 with the likelihood), divided by ten at epochs 170 and 200 of 210.
-They start from ImageNet weights (init_from). Coordinates are read as heatmaps of sigma 2 by
+They start from ImageNet weights: convert them as configs/convert.py:simple-baseline-50 with
+convert.backbone_only=True and give the workdir as init_from.path. MMPose shifts 30 % of the crops
+besides; these recipes do not. Coordinates are read as heatmaps of sigma 2 by
 explanations and analyses.
 """  # noqa: E501
 
@@ -42,7 +44,7 @@ def get_config(arg="lspet"):
     protocols.coco(
         c, rotation_deg=40.0, scale=0.5, half_body=0.3, batch=512, epochs=210
     )
-    protocols.udp_heatmaps(c)
+    protocols.dark_heatmaps(c)
     c.model = dict(name="regression", depth=50, likelihood=chosen["likelihood"])
     c.objective.update(name="regression", loss=chosen["loss"])
     c.optimiser.warmup_steps = 500

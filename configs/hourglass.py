@@ -7,7 +7,7 @@
 | `lspet` | 1 stack, 96 wide, 96 px; LSPET, 14 joints | 20 minutes on 2 CPU cores |
 | `coco` | the same network, COCO subset, from the `lspet` weights | 4 minutes on 2 CPU cores |
 | `mpii` | Newell's 2 stacks, 256 wide, 256 px; MPII | about 3 days on one 2016 GPU, hours on an H200 |
-| `mpii-8` | the same with 8 stacks | four times as much |
+| `mpii-1`, `mpii-8` | the same with 1 or 8 stacks | half, four times as much |
 | `bearpaw-1`, `-2`, `-8` | bearpaw/pytorch-pose's port (a wider stem, dataset mean) with 1, 2 or 8 stacks; MPII | as `mpii` |
 | `thesis` | the thesis's network (14,526,053 parameters), crops, splits and recipe on COCO 2017 | 58 h on a GTX 1070 |
 | `thesis-repaired` | the same network and crops; the split by picture, targets that peak at 1, unlabelled joints left out, augmentation, Adam, bfloat16 | about as much |
@@ -128,9 +128,9 @@ def _mpii(c):
     return c
 
 
-def _mpii_8(c):
+def _mpii_stacks(c, *, stacks: int):
     c = _mpii(c)
-    c.model.stacks = 8
+    c.model.stacks = stacks
     return c
 
 
@@ -306,7 +306,7 @@ VARIANTS = {
     "lspet": _lspet,
     "coco": _coco,
     "mpii": _mpii,
-    "mpii-8": _mpii_8,
+    **{f"mpii-{n}": partial(_mpii_stacks, stacks=n) for n in (1, 8)},
     **{f"bearpaw-{n}": partial(_bearpaw, stacks=n) for n in (1, 2, 8)},
     "thesis": _thesis,
     "thesis-repaired": _thesis_repaired,

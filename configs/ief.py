@@ -9,7 +9,8 @@
 
 Four corrections of at most 20 pixels (of 224), fixed path consolidation. Backbone, start pose,
 drawing of the steps and optimiser are ours, see `models/ief.py` and the objective
-`correction`; the published run starts from ImageNet weights (init_from).
+`correction`; the published run starts from ImageNet weights, with the RGB part of a widened
+first convolution, which is not built here: these runs start from nothing.
 """  # noqa: E501
 
 from typing import Any

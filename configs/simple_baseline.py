@@ -6,6 +6,7 @@
 |---|---|---|
 | `lspet` | ResNet-18, 96 px; LSPET, 14 joints | ours, small: 35 minutes on 2 CPU cores |
 | `lspet-narrow` | the same 32 wide, deconvolutions of 128 | ours: 10 minutes |
+| `18`, `34` | ResNet-18, -34, 256x192 | |
 | `50` | ResNet-50, 256x192 | AP 70.4 |
 | `50-384` | ResNet-50, 384x288, sigma 3 | AP 72.2 |
 | `101` | ResNet-101, 256x192 | AP 71.4 |
@@ -24,7 +25,7 @@ _SMALL = {
     "lspet": dict(depth=18),
     "lspet-narrow": dict(depth=18, width=32, deconv=(128, 128, 128)),
 }
-_PUBLISHED = {"50": 50, "50-384": 50, "101": 101, "152": 152}
+_PUBLISHED = {"18": 18, "34": 34, "50": 50, "50-384": 50, "101": 101, "152": 152}
 
 
 def get_config(arg="lspet"):

@@ -29,7 +29,10 @@ def coco(
     Person boxes padded by 1.25 in the network's aspect, ImageNet's mean and deviation,
     rotation for 60 % of the crops, mirroring for half of them. Scored on val2017 with its
     annotated boxes and flip test (published APs use detected boxes: set evaluate.boxes to
-    the file of `COCO_val2017_detections_AP_H_56_person.json`).
+    the file of `COCO_val2017_detections_AP_H_56_person.json`). Two things differ: 1 % of the
+    training pictures are held out to choose and to watch by (data.train.source.holdout), and
+    the loss is a mean over labelled joints, where the authors divide by all joints with
+    weight 0 for the unlabelled ones.
 
     Args:
       size: (height, width) of the crop.

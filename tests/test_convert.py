@@ -11,7 +11,7 @@ import torch_weights
 from torch_weights import REFERENCE
 
 from pose_jax import models
-from pose_jax.config import UserError, load_config
+from pose_jax.config import UserError, load_config, load_file
 from pose_jax.convert import files, layout, matching
 from pose_jax.convert.matching import MatchError
 from pose_jax.estimator import Estimator
@@ -152,6 +152,35 @@ def test_another_number_of_keypoints_is_named(small):
         matching.convert(tensors, section, shapes, 17)
 
 
+@pytest.mark.parametrize(
+    "key,shape",
+    [
+        ("final_layer.weight", (17, 8, 3, 3)),
+        ("layer1.0.conv1.weight", (4, 4)),
+        ("bn1.weight", (5,)),
+    ],
+)
+def test_shapes_are_compared_before_any_rule(small, key, shape):
+    """A 3x3 kernel has a 1x1 corner too, and a wrong rank breaks a transposition."""
+    section, shapes, tensors = small
+    tensors[key] = np.zeros(shape, np.float32)
+    with pytest.raises(MatchError, match=rf"{key} has shape .* where .* is needed"):
+        matching.convert(tensors, section, shapes, 17)
+
+
+def test_a_whole_network_is_no_backbone(small):
+    section, shapes, tensors = small
+    with pytest.raises(MatchError, match="whole network .*leave convert.backbone_only"):
+        matching.convert(tensors, section, shapes, 17, backbone=True)
+
+
+def test_every_hint_can_be_followed(repository):
+    known = load_file(repository / "configs" / "convert.py").MEMBERS
+    for name, member in MEMBERS.items():
+        if matching.FAMILIES.get(member.section["name"]) and name != "hourglass-thesis":
+            assert name in known, name
+
+
 def test_the_network_that_fits_is_named():
     with pytest.raises(
         MatchError, match="it is a tokenpose-t: use configs/convert.py:tok"
@@ -210,8 +239,9 @@ def test_position_tables_are_interpolated_on_request():
     ):
         matching.convert(tensors, section, shapes, 17)
     found = matching.convert(tensors, section, shapes, 17, interpolate=True)
-    (name,) = found.interpolated
-    rows = found.leaves[name][0]
+    (note,) = found.interpolated
+    assert note == "params/encoder/positions from (8, 8) to (4, 3) patches"
+    rows = found.leaves["params/encoder/positions"][0]
     np.testing.assert_allclose(rows[0], 7)
     columns = rows[1:, 0].reshape(4, 3)
     assert np.all(np.diff(columns, axis=1) > 2) and np.ptp(columns, axis=0).max() < 1e-5
@@ -341,6 +371,17 @@ def test_torch_files(tmp_path):
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(files.FileError, match="download it again"):
         files.read(tmp_path / "cut.pth")
+    old = tmp_path / "old.pth"
+    torch.save(tensors, old, _use_new_zipfile_serialization=False)
+    assert list(files.read(old)) == ["conv.weight"]
+    whole = old.read_bytes()
+    for cut in range(1, len(whole), len(whole) // 40):
+        old.write_bytes(whole[:cut])
+        with pytest.raises(files.FileError, match="download it again"):
+            files.read(old)
+    noted = {"best_acc": np.float64(0.7), "perf": np.float32(1), "state_dict": tensors}
+    torch.save(noted, tmp_path / "noted.pth")
+    assert list(files.read(tmp_path / "noted.pth")) == ["conv.weight"]
     (tmp_path / "text.pth").write_text("not a checkpoint")
     with pytest.raises(files.FileError, match="download it again"):
         files.read(tmp_path / "text.pth")
@@ -363,6 +404,24 @@ def test_no_public_weights_for_a_family(small, tmp_path, at_home):
     c.convert.path = "nowhere.pth"
     with pytest.raises(UserError, match="convert.path=nowhere.pth: no such file"):
         task.run(c, str(tmp_path / "run"))
+
+
+@pytest.mark.parity
+def test_simple_baseline_beside_transformers(small):
+    """The trunk's maps after every stage."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from pose_jax import recipe as recipe_
+    from pose_jax.convert import parity
+
+    section, shapes, tensors = small
+    described_ = recipe_.recipe(small_config(small, "unused"))
+    found = matching.convert(tensors, section, shapes, 17)
+    tree = unflatten_names(shapes, found.leaves)
+    report = parity.report(described_, tree, found.dialect)
+    assert "ResNetModel" in report["source"]
+    assert set(report["taps"]) == {f"layer{i}" for i in (1, 2, 3, 4)}
+    assert report["largest_difference"] < 1e-4
 
 
 @pytest.mark.parity

@@ -22,8 +22,19 @@ PUBLISHED = [
     ("hourglass52", "256", "msra", "shift", 5e-4, "adam", 256, 210),
     ("vitpose", "b", "udp", "none", 5e-4, "adamw", 512, 210),
     ("transpose", "r-a4", "dark", "none", 1e-4, "adam", 20, 230),
-    ("tokenpose", "b", "dark", None, 1e-3, "adam", None, 300),
+    ("tokenpose", "b", "dark", "none", 1e-3, "adam", 128, 300),
+    ("deeppose", "resnet50", "dark", "none", 5e-4, "adam", 512, 210),
+    ("deeppose", "resnet50-rle", "dark", "none", 1e-3, "adam", 512, 210),
 ]
+# Config, argument -> rotation, scale, half bodies; milestones in epochs.
+AUGMENTED = {
+    ("simple_baseline", "50"): (40, 0.3, 0.0, (90, 120)),
+    ("hrnet", "w32"): (45, 0.35, 0.3, (170, 200)),
+    ("hourglass52", "256"): (40, 0.5, 0.3, (170, 200)),
+    ("vitpose", "b"): (40, 0.5, 0.3, (170, 200)),
+    ("transpose", "r-a4"): (45, 0.35, 0.3, ()),
+    ("tokenpose", "b"): (45, 0.35, 0.3, (200, 260)),
+}
 
 
 @cache
@@ -39,16 +50,36 @@ def test_numbers_of_the_recipes(
 ):
     c = config(name, arg)
     assert c.codec.decode == decode and c.codec.sigma_px == 2.0
-    assert flip in (None, c.codec.flip)
+    assert c.codec.flip == flip
     assert (c.optimiser.name, c.optimiser.learning_rate) == (optimiser, rate)
-    assert batch in (None, c.train.batch)
+    assert c.train.batch == batch
     assert c.train.steps == epochs * protocols.COCO_PEOPLE // c.train.batch
     assert c.input.padding == 1.25 and tuple(c.input.mean) == (0.485, 0.456, 0.406)
 
 
+@pytest.mark.parametrize("chosen", AUGMENTED, ids="-".join)
+def test_augmentation_and_milestones(chosen):
+    c = config(*chosen)
+    rotation, scale, half_body, epochs = AUGMENTED[chosen]
+    augment = c.data.train.augment
+    assert (augment.rotation_deg, augment.scale) == (rotation, scale)
+    assert (augment.half_body, augment.flip) == (half_body, 0.5)
+    total = c.train.steps * c.train.batch / protocols.COCO_PEOPLE
+    got = [m * total for m in c.optimiser.milestones]
+    np.testing.assert_allclose(got, epochs, atol=0.1)
+
+
+def test_layers_of_vitpose_learn_at_their_own_rates():
+    sizes = {"s": (0.1, 0.8), "b": (0.3, 0.75), "l": (0.5, 0.8), "h": (0.55, 0.85)}
+    for size, (drop_path, decay) in sizes.items():
+        c = config("vitpose", size)
+        assert (c.model.drop_path, c.optimiser.layer_decay) == (drop_path, decay)
+        assert (c.optimiser.clip, c.optimiser.weight_decay) == (1.0, 0.1)
+
+
 @pytest.mark.parametrize("name,arg", [p[:2] for p in PUBLISHED])
 def test_decoding_gives_back_what_was_encoded(name, arg):
-    """Sub-pixel codecs to a hundredth of a crop pixel, the quarter rule to half a cell."""
+    """Sub-pixel codecs to a fiftieth of a cell, the quarter rule to half a cell."""
     described = recipe_.recipe(config(name, arg))
     size, codec = described.spec.size, described.codec
     maps = (size[0] // 4, size[1] // 4)
@@ -60,7 +91,7 @@ def test_decoding_gives_back_what_was_encoded(name, arg):
         return heatmaps.decode(drawn, codec, size)[0]
 
     error = np.abs(np.asarray(jax.jit(back)(points)) - points).max()
-    assert error < (2.1 if codec.decode == "msra" else 0.01 * 8), error
+    assert error < (2.1 if codec.decode == "msra" else 0.08), error
 
 
 @pytest.mark.parametrize("name,arg", [p[:2] for p in PUBLISHED])

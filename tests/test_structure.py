@@ -116,7 +116,7 @@ CONFIGS = [
     ),
     *(
         ("simple_baseline", a)
-        for a in ("lspet", "lspet-narrow", "50", "50-384", "101", "152")
+        for a in ("lspet", "lspet-narrow", "18", "34", "50", "50-384", "101", "152")
     ),
     *(("hrnet", a) for a in ("w32", "w48")),
     *(("hourglass52", a) for a in ("256", "384")),
@@ -147,6 +147,7 @@ CONFIGS = [
             "lspet",
             "coco",
             "mpii",
+            "mpii-1",
             "mpii-8",
             "bearpaw-1",
             "bearpaw-2",

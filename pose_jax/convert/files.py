@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,10 @@ SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".safetensors")
 
 WRAPPERS = ("state_dict", "model", "module", "net")
 """Keys under which training code stores a state dict among other things."""
+
+
+_SAFE_TORCH = (2, 6)
+"""Before it, `weights_only` could be circumvented (CVE-2025-32434)."""
 
 
 class FileError(ValueError):
@@ -100,8 +103,16 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"reading {path.name} needs PyTorch (pip install torch, the CPU build is enough), or "
             "give the weights as .safetensors"
         ) from None
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < _SAFE_TORCH:
+        raise FileError(
+            f"PyTorch {torch.__version__} could be made to run code in a .pth file; install "
+            "torch>=2.6, or give the weights as .safetensors"
+        )
     try:
-        stored = torch.load(str(path), map_location="cpu", weights_only=True)
+        # Numbers that training code notes beside the weights (best accuracy) are harmless.
+        with torch.serialization.safe_globals(_numbers()):
+            stored = torch.load(str(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own message advises to switch the protection off; ours does not.
         what = _forbidden(str(error))
@@ -113,12 +124,23 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         raise FileError(
             f"{path} is damaged or no PyTorch file; download it again"
         ) from None
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
+    except Exception as error:  # A damaged file fails anywhere in torch's reader.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileError(
             f"{path} is damaged or no PyTorch file ({reason}); download it again"
         ) from None
     return _tensors(stored, path)
+
+
+def _numbers() -> list[Any]:
+    """What a NumPy number or a plain array is made of."""
+    from numpy._core import multiarray
+
+    kinds = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
+    rebuild = [multiarray.scalar, multiarray._reconstruct, np.ndarray, np.dtype]
+    # NumPy 1 called the module by another name.
+    older = [(multiarray.scalar, "numpy.core.multiarray.scalar")]
+    return [*rebuild, *older, *dict.fromkeys(kinds)]
 
 
 def _forbidden(message: str) -> str:

@@ -182,6 +182,25 @@ def to_flax(table: Table, tensors: Mapping[str, np.ndarray]) -> dict[str, np.nda
     }
 
 
+def torch_shapes(
+    table: Table, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor, from those of our leaves: nothing is allocated."""
+    found = {}
+    for key, places in table.items():
+        parts = [
+            place.to_torch(np.broadcast_to(np.float32(0), shapes[place.leaf])).shape
+            for place in places
+            if place.leaf in shapes
+        ]
+        if parts:
+            found[key] = (
+                sum(part[0] for part in parts) if len(parts) > 1 else parts[0][0],
+            )
+            found[key] += parts[0][1:]
+    return found
+
+
 def to_torch(dialect: Dialect, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """`{key: tensor}` of all leaves that the table fills, and the constants: the other way of
     `to_flax`."""

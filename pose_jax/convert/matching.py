@@ -93,6 +93,8 @@ def convert(
             f"{file} holds a backbone without a pose head ({name}'s names): to train from it set "
             "convert.backbone_only=True and then init_from.path to the result"
         )
+    if backbone and (missing or unused):
+        _refuse_whole(tensors, tables, file)
     if missing or unused:
         raise MatchError(
             f"{file} does not fit model {section['name']!r} (nearest: {name}): "
@@ -101,13 +103,15 @@ def convert(
         )
     _check_constants(table, tensors, file)
     used = {k: v for k, v in tensors.items() if table.table.get(k)}
+    wanted = {leaf: x.shape for leaf, x in flat_names(shapes).items()}
+    _check_shapes(used, wanted, table, section, file)
     leaves = {
         leaf: np.asarray(array, np.float32)
         for leaf, array in layout.to_flax(table.table, used).items()
     }
-    wanted = {leaf: x.shape for leaf, x in flat_names(shapes).items()}
-    changed = _fit_positions(leaves, wanted, section, interpolate)
-    _check_shapes(leaves, wanted, table, tensors, section, file)
+    changed = _fit_positions(
+        leaves, wanted, section, interpolate, square=table.backbone
+    )
     spare = tuple(k for k in tensors if k not in used)
     return Converted(leaves, name, table.backbone, spare, changed)
 
@@ -188,14 +192,18 @@ def _fits(tensors: Mapping[str, np.ndarray], member: zoo.Member) -> bool:
             continue
         if wanted is None:
             wanted = {k: x.shape for k, x in flat_names(_shapes(member)).items()}
-        leaves = layout.to_flax(table.table, {k: tensors[k] for k in keys})
-        # The number of keypoints is the user's, so heads are compared but for that.
+        expected = layout.torch_shapes(table.table, wanted)
         if all(
-            a.shape == wanted[leaf] or "final" in leaf or "heatmaps" in leaf
-            for leaf, a in leaves.items()
+            _same(table.table[k][0].leaf, tensors[k].shape, expected[k]) for k in keys
         ):
             return True
     return False
+
+
+def _same(leaf: str, there: tuple[int, ...], here: tuple[int, ...]) -> bool:
+    """Whether shapes agree; the number of keypoints is the user's, so heads may differ."""
+    head = "final" in leaf or "heatmaps" in leaf or leaf.endswith("/keypoints")
+    return there == here or (head and len(there) == len(here))
 
 
 def _shapes(member: zoo.Member) -> PyTree:
@@ -204,53 +212,72 @@ def _shapes(member: zoo.Member) -> PyTree:
     return jax.eval_shape(module.init, jax.random.key(0), images)
 
 
-def _fit_positions(leaves, wanted, section, interpolate: bool) -> tuple[str, ...]:
-    """Learned position tables of another length, in place."""
+def _fit_positions(
+    leaves, wanted, section, interpolate: bool, *, square: bool
+) -> tuple[str, ...]:
+    """Learned position tables of another length, in place; what was taken for what."""
     changed = []
     for leaf, array in leaves.items():
         shape = wanted.get(leaf)
         if leaf.rpartition("/")[2] != vit.POSITIONS or shape in (None, array.shape):
             continue
         size, patch = section.get("input_size"), section.get("patch", 16)
-        if array.shape[-1] != shape[-1]:
-            continue  # Another network; the shapes are reported.
         there, here = array.shape[1] - 1, shape[1] - 1
         if not interpolate:
             raise MatchError(
-                f"the position table is for {there} patches and input.size={tuple(size)} has "
-                f"{here}; convert.interpolate=True brings it to that size (bicubic), or set "
+                f"the position table is for {there} patches and model.input_size={tuple(size)} "
+                f"has {here}; convert.interpolate=True brings it to that size (bicubic), or set "
                 "input.size and model.input_size to those of the weights"
             )
         grid = (size[0] // patch, size[1] // patch)
+        old = _grid(there, grid, square)
         leaves[leaf] = np.asarray(
-            vit.interpolate_positions(jnp.asarray(array), _grid(there, grid), grid)
+            vit.interpolate_positions(jnp.asarray(array), old, grid)
         )
-        changed.append(leaf)
+        changed.append(f"{leaf} from {old} to {grid} patches")
     return tuple(changed)
 
 
-def _grid(count: int, like: tuple[int, int]) -> tuple[int, int]:
-    """(rows, columns) of a table whose size alone is known: a square if it is one, else the
-    factors whose ratio is nearest to the network's."""
+def _grid(count: int, like: tuple[int, int], square: bool) -> tuple[int, int]:
+    """(rows, columns) of a table whose length alone is known: of a backbone (pretrained on
+    square pictures) a square if it is one; else the factors whose ratio is nearest to the
+    network's."""
     root = math.isqrt(count)
-    if root * root == count:
+    if square and root * root == count:
         return root, root
     pairs = [(n, count // n) for n in range(1, count + 1) if count % n == 0]
     return min(pairs, key=lambda p: abs(math.log(p[0] / p[1] * like[1] / like[0])))
 
 
-def _check_shapes(leaves, wanted, table: Dialect, tensors, section, file) -> None:
-    of_leaf = {p.leaf: key for key, places in table.table.items() for p in places}
-    wrong = [
-        (of_leaf[leaf], tensors[of_leaf[leaf]].shape, array.shape, wanted.get(leaf))
-        for leaf, array in leaves.items()
-        if array.shape != wanted.get(leaf)
-    ]
+def _check_shapes(tensors, wanted, table: Dialect, section, file: str) -> None:
+    """Tensors before any rule is applied: a 3x3 kernel has a 1x1 corner too."""
+    expected = layout.torch_shapes(table.table, wanted)
+    wrong = []
+    for key, tensor in tensors.items():
+        shape = expected[key]
+        table_of_positions = (
+            table.table[key][0].leaf.rpartition("/")[2] == vit.POSITIONS
+        )
+        if table_of_positions and tensor.ndim == 3 and tensor.shape[2] == shape[2]:
+            continue  # Its length is looked at, and may be changed, later.
+        if tensor.shape != shape:
+            wrong.append((key, tensor.shape, shape))
     if wrong:
-        key, there, ours, shape = wrong[0]
+        key, there, shape = wrong[0]
         others = f" and {len(wrong) - 1} more" if wrong[1:] else ""
         raise MatchError(
             f"{file} is another network than model {section['name']!r}: {key} has shape "
-            f"{list(there)}, here {list(ours)} where {list(shape or ())} is needed{others}; "
-            f"the number of keypoints comes from config.skeleton{_hint(tensors)}"
+            f"{list(there)} where {list(shape)} is needed{others}; the number of keypoints "
+            f"comes from config.skeleton{_hint(tensors)}"
         )
+
+
+def _refuse_whole(tensors, tables: dict[str, Dialect], file: str) -> None:
+    """A complete network where a trunk was asked for."""
+    for name, table in tables.items():
+        keys = {k for k, places in table.table.items() if places}
+        if not table.backbone and keys <= set(tensors):
+            raise MatchError(
+                f"{file} holds a whole network ({name}'s names): leave "
+                "convert.backbone_only out; init_from.backbone_only=True takes its trunk"
+            )

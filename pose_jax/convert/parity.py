@@ -23,7 +23,7 @@ from pose_jax.trees import flat_names
 
 def report(described: Recipe, variables: PyTree, dialect: str) -> dict[str, Any]:
     """`{source, taps: {name: largest absolute difference}, largest_difference}` where the
-    original can be run, else `{source: None, hashes: {name: crc32}, outputs}`.
+    original can be run, else `{source: None, reason, hashes: {name: crc32}, outputs}`.
 
     Args:
       variables: as NumPy arrays.
@@ -31,11 +31,15 @@ def report(described: Recipe, variables: PyTree, dialect: str) -> dict[str, Any]
     images = _images(described)
     ours = jax.jit(described.module.apply)(variables, jnp.asarray(images))
     compare = ORIGINALS.get(described.model["name"])
+    reason = "no public implementation can be installed"
     if compare is not None:
         try:
             source, theirs = compare(described, variables, images)
         except ImportError:
-            pass
+            reason = "PyTorch or transformers is not installed"
+        except (RuntimeError, ValueError, TypeError) as error:
+            # Variants that the public implementation cannot build; the weights are fine.
+            reason = f"the original cannot be run: {str(error).splitlines()[0]}"
         else:
             taps = {
                 name: float(np.abs(np.asarray(ours.taps[name]) - array).max())
@@ -45,6 +49,7 @@ def report(described: Recipe, variables: PyTree, dialect: str) -> dict[str, Any]
                 "source": source,
                 "taps": taps,
                 "largest_difference": max(taps.values()),
+                "largest_value": max(float(np.abs(a).max()) for a in theirs.values()),
             }
     hashes = {
         name: zlib.crc32(np.ascontiguousarray(leaf).tobytes())
@@ -52,7 +57,12 @@ def report(described: Recipe, variables: PyTree, dialect: str) -> dict[str, Any]
     }
     picked = np.asarray(ours.heatmaps).ravel()
     picked = picked[np.linspace(0, picked.size - 1, 32).astype(int)]
-    return {"source": None, "hashes": hashes, "outputs": picked.tolist()}
+    return {
+        "source": None,
+        "reason": reason,
+        "hashes": hashes,
+        "outputs": picked.tolist(),
+    }
 
 
 def _images(described: Recipe) -> np.ndarray:

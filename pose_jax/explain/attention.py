@@ -56,11 +56,13 @@ class Tokens:
       image_size: (height, width) of the crop, pixels.
       grid: (rows, columns) of patches; they run along the rows.
       keypoints: tokens in front of the patches that stand for keypoints.
+      offset: pixels by which the first patch begins outside of the crop (ViTPose pads).
     """
 
     image_size: tuple[int, int]
     grid: tuple[int, int]
     keypoints: int = 0
+    offset: int = 0
 
     @property
     def count(self) -> int:
@@ -89,7 +91,9 @@ class Tokens:
             return jnp.arange(self.keypoints)
         (height, width), (rows, columns) = self.image_size, self.grid
         strides = jnp.array([width / columns, height / rows])
-        cell = jnp.floor((jnp.asarray(points) + 0.5) / strides).astype(int)
+        cell = jnp.floor((jnp.asarray(points) + 0.5 + self.offset) / strides).astype(
+            int
+        )
         x, y = cell[:, 0].clip(0, columns - 1), cell[:, 1].clip(0, rows - 1)
         return y * columns + x
 
@@ -99,8 +103,16 @@ class Tokens:
 
     def upsample(self, maps: Float[Array, "*b y x"]) -> Float[Array, "*b h w"]:
         """Bilinear with half-pixel centres to the size of the crop."""
-        size = (*maps.shape[:-2], *self.image_size)
-        return jax.image.resize(maps, size, "bilinear")
+        (height, width), (rows, columns) = self.image_size, self.grid
+        lead = maps.shape[:-2]
+        if not self.offset:
+            return jax.image.resize(maps, (*lead, height, width), "bilinear")
+        # One patch more at the end, so that the shifted window stays inside.
+        edges = [(0, 0)] * len(lead) + [(0, 1), (0, 1)]
+        size = (*lead, height + height // rows, width + width // columns)
+        wide = jax.image.resize(jnp.pad(maps, edges, mode="edge"), size, "bilinear")
+        at = self.offset
+        return wide[..., at : at + height, at : at + width]
 
 
 def tokens_of(module: Any, image_size: tuple[int, int]) -> Tokens:
@@ -115,7 +127,8 @@ def tokens_of(module: Any, image_size: tuple[int, int]) -> Tokens:
             f"{', '.join(FAMILIES)}"
         )
     grid = module.token_grid(image_size)
-    return Tokens(image_size, grid, module.keypoint_tokens)
+    offset = getattr(module, "patch_offset", 0)
+    return Tokens(image_size, grid, module.keypoint_tokens, offset)
 
 
 def attention_taps(taps: Mapping[str, Any]) -> tuple[str, ...]:

@@ -22,7 +22,8 @@ from pose_jax.models.outputs import Edit, Taps, apply_edit
 
 IMPLEMENTATIONS = ("xla", "cudnn")
 """`xla`: plain products, on every machine. `cudnn`: flash attention on NVIDIA GPUs in
-bfloat16; a network that computes in float32 takes `xla` all the same."""
+bfloat16; a network that computes in float32, and training with dropout of the weights
+(TransPose), take `xla` all the same."""
 
 truncated_normal = nn.initializers.truncated_normal(
     0.02, lower=-2 / 0.02, upper=2 / 0.02
@@ -74,8 +75,8 @@ def attend(
 ) -> Float[Array, "b n a d"]:
     """softmax(`scale` query key') value per head; logits and sums in float32.
 
-    Heads come before tokens and the division comes after the second product: 1.5 to 3.5 times
-    the speed of `jax.nn.dot_product_attention` on a CPU, forward and backward.
+    Heads come before tokens and the division comes after the second product: usually faster
+    than `jax.nn.dot_product_attention` on a CPU, forward and backward.
     """
     logits = _logits(query, key, scale)
     mass = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))

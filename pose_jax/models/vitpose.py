@@ -110,6 +110,8 @@ class ViTPose(nn.Module):
 
     keypoint_tokens = 0
     """Tokens in front of the patches that stand for keypoints."""
+    patch_offset = vit.PATCH_OFFSET
+    """Pixels by which the first patch begins outside of the picture."""
 
     @nn.nowrap
     def token_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:

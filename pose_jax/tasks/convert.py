@@ -69,6 +69,13 @@ def _read(config: Any, workdir: str) -> None:
     record |= more
     if not record.get("backbone_only"):
         variables = fit_variables(described, variables)
+    compared = record.get("parity", {})
+    if compared.get("largest_difference", 0) > 1e-3 * compared.get("largest_value", 1):
+        raise UserError(
+            f"{path.name}: the converted network differs from {compared['source']} by "
+            f"{compared['largest_difference']:.1e} ({compared['taps']}); nothing was saved. "
+            "Is config.model the network of these weights?"
+        )
     info = {"source": path.name, "config": to_plain(config)}
     checkpoint.save_variables(workdir, variables, info=info)
     write_json(epath.Path(workdir) / RECORD, record)
@@ -194,4 +201,5 @@ def export(
         raise UserError(
             f"{workdir} has no {error.args[0]}: a backbone cannot be exported as {name!r}"
         ) from None
-    say(f"exported {len(tensors)} tensors under {name}'s names to {file}")
+    part = " (its trunk alone)" if tables[name].backbone else ""
+    say(f"exported {len(tensors)} tensors{part} under {name}'s names to {file}")
