@@ -377,7 +377,8 @@ def test_torch_files(tmp_path):
     whole = old.read_bytes()
     for cut in range(1, len(whole), len(whole) // 40):
         old.write_bytes(whole[:cut])
-        with pytest.raises(files.FileError, match="download it again"):
+        # A cut in the middle of a name asks for something that is not allowed.
+        with pytest.raises(files.FileError, match="download it again|never run here"):
             files.read(old)
     noted = {"best_acc": np.float64(0.7), "perf": np.float32(1), "state_dict": tensors}
     torch.save(noted, tmp_path / "noted.pth")

@@ -37,7 +37,7 @@ def report(described: Recipe, variables: PyTree, dialect: str) -> dict[str, Any]
             source, theirs = compare(described, variables, images)
         except ImportError:
             reason = "PyTorch or transformers is not installed"
-        except (RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:
             # Variants that the public implementation cannot build; the weights are fine.
             reason = f"the original cannot be run: {str(error).splitlines()[0]}"
         else:
@@ -95,10 +95,12 @@ def _vitpose(described: Recipe, variables: PyTree, images: np.ndarray):
     import transformers
 
     c = described.module.config
+    if c.mlp % c.width:
+        raise ValueError("transformers' ViTPose has whole ratios of MLP to width only")
     backbone = transformers.VitPoseBackboneConfig(
         image_size=list(c.input_size), patch_size=[c.patch, c.patch],
         hidden_size=c.width, num_hidden_layers=c.layers, num_attention_heads=c.heads,
-        mlp_ratio=c.mlp / c.width, out_indices=[c.layers],
+        mlp_ratio=c.mlp // c.width, out_indices=[c.layers],
     )  # fmt: skip
     model: Any = transformers.VitPoseForPoseEstimation(
         transformers.VitPoseConfig(
