@@ -5,7 +5,7 @@ Everything is written for one example (`[k, 2]` <-> `[y, x, k]`) and batched wit
 | codec field | values |
 |---|---|
 | `encode` | `unbiased` sub-pixel Gaussian, peak 1; `msra` centre rounded, cut at 3 sigma; `thesis` whole crop pixels, unit mass, sigma .5 visible / 1 occluded; `udp` sub-pixel on unit-interval coordinates |
-| `decode` | `argmax`; `quarter` (Newell et al. 2016: a quarter pixel towards the larger neighbour); `msra` (the same as HRNet's code and mmpose have it: not in the first two rows and columns); `dark` (Zhang et al. 2020: Newton step on the log map); `udp` (Huang et al. 2020); `soft_argmax` |
+| `decode` | `argmax`; `quarter` (Newell et al. 2016: a quarter pixel towards the larger neighbour); `msra` (the same as HRNet's code and mmpose have it: not in the first two rows and columns); `dark` (Zhang et al. 2020: Newton step on the log map); `udp` (Huang et al. 2020); `post_dark_udp` (the same as ViTPose's and mmpose's code have it, for their weights: mirrored borders, a one-sided cross derivative, a step of any length); `soft_argmax` |
 | `flip` | `aligned` moves the mirrored map by the exact offset; `shift` by one whole pixel (HRNet's convention); `none` |
 | `activation` | `none`: maps are used as they are; `softmax`: maps are logits, read as a probability over positions, scaled so that a perfect map peaks at 1 |
 """  # noqa: E501
@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from pose_jax.arrays import Array
 
 ENCODERS = ("unbiased", "msra", "thesis", "udp")
-DECODERS = ("argmax", "quarter", "msra", "dark", "udp", "soft_argmax")
+DECODERS = ("argmax", "quarter", "msra", "dark", "udp", "post_dark_udp", "soft_argmax")
 FLIPS = ("aligned", "shift", "none")
 ACTIVATIONS = ("none", "softmax")
 
@@ -61,7 +61,7 @@ class Codec:
             raise ValueError(f"codec.sigma_px must be positive, not {self.sigma_px}")
         if self.blur_taps and self.blur_taps % 2 == 0:
             raise ValueError(f"codec.blur_taps must be odd or 0, not {self.blur_taps}")
-        if (self.encode == "udp") != (self.decode == "udp"):
+        if (self.encode == "udp") != (self.decode in ("udp", "post_dark_udp")):
             raise ValueError(
                 f"codec.encode={self.encode!r} with codec.decode={self.decode!r} would be "
                 "off by up to half a heatmap pixel; use 'udp' for both or for neither"
@@ -183,6 +183,8 @@ def locate(heatmaps: Float[Array, "y x k"], codec: Codec) -> Float[Array, "k 2"]
         return peak.astype(heatmaps.dtype)
     if codec.decode in ("quarter", "msra"):
         return _quarter(heatmaps, peak, first=2 if codec.decode == "msra" else 1)
+    if codec.decode == "post_dark_udp":
+        return _post_dark_udp(heatmaps, peak, codec.blur_taps)
     smooth = _modulate(heatmaps, codec.blur_taps)
     if codec.decode == "dark":
         return _newton(jnp.log(jnp.maximum(smooth, 1e-10)), peak, step=2)
@@ -216,19 +218,54 @@ def _quarter(maps, peak, *, first: int):
     return peak + 0.25 * jnp.sign(slope) * inside[:, None]
 
 
-def _modulate(maps, taps: int):
-    """Gaussian blur, zero-padded, rescaled to the old maximum (Zhang et al. 2020)."""
-    if not taps:
-        return maps
+def _blur(maps, taps: int, mode: str):
+    """Gaussian blur over `taps` pixels; `mode` as in `numpy.pad` says what lies outside."""
     # OpenCV's rule for the sigma of a kernel of given width, which the papers' code uses.
     sigma = 0.3 * ((taps - 1) * 0.5 - 1) + 0.8
     offset = np.arange(taps) - taps // 2
     kernel = np.exp(-(offset**2) / (2 * sigma**2))
     kernel = jnp.asarray(kernel / kernel.sum(), maps.dtype)
-    blur = jax.vmap(lambda line: jnp.convolve(line, kernel, mode="same"))
+
+    def line(values):
+        wide = jnp.pad(values, taps // 2, mode=mode)
+        return jnp.convolve(wide, kernel, mode="valid")
+
+    blur = jax.vmap(line)
     rows = jnp.moveaxis(maps, 2, 0)
     out = jax.vmap(blur)(jnp.swapaxes(jax.vmap(blur)(rows), 1, 2))
-    out = jnp.transpose(out, (2, 1, 0))
+    return jnp.transpose(out, (2, 1, 0))
+
+
+def _post_dark_udp(maps, peak, taps: int):
+    """ViTPose's refinement: blurred with mirrored borders, log of 1e-3 to 50, one Newton step
+    with the cross derivative of two corners and no bound."""
+    smooth = _blur(maps, taps, "reflect") if taps else maps
+    log_maps = jnp.log(jnp.clip(smooth, 1e-3, 50))
+    x, y = peak[:, 0], peak[:, 1]
+
+    def at(dx, dy):
+        return _at(log_maps, x + dx, y + dy)
+
+    middle = at(0, 0)
+    east, west, south, north = at(1, 0), at(-1, 0), at(0, 1), at(0, -1)
+    slope = jnp.stack([east - west, south - north], -1) / 2
+    corners = at(1, 1) + at(-1, -1)
+    twist = 0.5 * (corners - east - south + 2 * middle - west - north)
+    tiny = jnp.finfo(jnp.float32).eps
+    curve_x = east - 2 * middle + west + tiny
+    curve_y = south - 2 * middle + north + tiny
+    determinant = curve_x * curve_y - twist**2
+    safe = jnp.where(determinant == 0, 1, determinant)
+    move_x = (curve_y * slope[:, 0] - twist * slope[:, 1]) / safe
+    move_y = (curve_x * slope[:, 1] - twist * slope[:, 0]) / safe
+    return peak - jnp.stack([move_x, move_y], -1)
+
+
+def _modulate(maps, taps: int):
+    """Gaussian blur, zero-padded, rescaled to the old maximum (Zhang et al. 2020)."""
+    if not taps:
+        return maps
+    out = _blur(maps, taps, "constant")
     peak, old = out.max((0, 1)), maps.max((0, 1))
     return out * (old / jnp.where(peak > 0, peak, 1))
 

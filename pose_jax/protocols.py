@@ -77,7 +77,7 @@ def msra_heatmaps(c: Any, *, sigma_px: float = 2.0) -> Any:
 def udp_heatmaps(c: Any, *, sigma_px: float = 2.0) -> Any:
     """Unbiased data processing (Huang et al., CVPR 2020), as ViTPose is trained."""
     c.codec.update(
-        encode="udp", decode="udp", sigma_px=sigma_px, flip="none",
+        encode="udp", decode="post_dark_udp", sigma_px=sigma_px, flip="none",
         activation="none", blur_taps=11 if sigma_px <= 2 else 17,
     )  # fmt: skip
     return c

@@ -46,6 +46,7 @@ def test_round_trip_is_exact(x64, generator, encode, decode_):
         ("unbiased", "quarter", 0, 0.77, 1.19),
         ("unbiased", "dark", 11, 0.0, 0.03),
         ("udp", "udp", 11, 0.0, 0.03),
+        ("udp", "post_dark_udp", 11, 0.0, 0.03),
         ("unbiased", "soft_argmax", 0, 0.01, 0.05),
     ],
 )
@@ -166,3 +167,28 @@ def test_peaks_in_the_second_column_move_in_newells_rule_only():
     msra = heatmaps.locate(maps, Codec("unbiased", "msra"))
     np.testing.assert_array_equal(newell, [[1.25, 4], [2.25, 4]])
     np.testing.assert_array_equal(msra, [[1, 4], [2.25, 4]])
+
+
+def test_post_dark_udp_is_the_published_rule(generator):
+    """Joint by joint: OpenCV's blur, the log between 1e-3 and 50, one Newton step whose cross
+    derivative takes two corners; noise, so that every term counts, peaks at borders too."""
+    cv2 = pytest.importorskip("cv2")
+    maps = generator.random((16, 12, 30)).astype(np.float32)
+    got = heatmaps.locate(maps, Codec("udp", "post_dark_udp", 2.0, blur_taps=11))
+    for k in range(maps.shape[2]):
+        row, column = np.unravel_index(maps[:, :, k].argmax(), maps.shape[:2])
+        blurred = cv2.GaussianBlur(maps[:, :, k], (11, 11), 0)
+        log = np.pad(np.log(np.clip(blurred, 1e-3, 50)).astype(float), 1, mode="edge")
+        near = log[row : row + 3, column : column + 3]
+        gradient = [near[1, 2] - near[1, 0], near[2, 1] - near[0, 1]]
+        twist = near[2, 2] - near[1, 2] - near[2, 1] + 2 * near[1, 1]
+        twist = 0.5 * (twist - near[1, 0] - near[0, 1] + near[0, 0])
+        hessian = np.array(
+            [[near[1, 2] + near[1, 0] - 2 * near[1, 1], twist], [twist, 0]]
+        )
+        hessian[1, 1] = near[2, 1] + near[0, 1] - 2 * near[1, 1]
+        step = np.linalg.solve(hessian + 1.2e-7 * np.eye(2), np.array(gradient) / 2)
+        if np.abs(step).max() < 20:  # Beyond, the Hessian is rounding.
+            np.testing.assert_allclose(
+                got[k], [column - step[0], row - step[1]], rtol=2e-2, atol=5e-3
+            )

@@ -20,7 +20,7 @@ PUBLISHED = [
     ("simple_baseline", "50", "msra", "shift", 1e-3, "adam", 128, 140),
     ("hrnet", "w32", "msra", "shift", 1e-3, "adam", 128, 210),
     ("hourglass52", "256", "msra", "shift", 5e-4, "adam", 256, 210),
-    ("vitpose", "b", "udp", "none", 5e-4, "adamw", 512, 210),
+    ("vitpose", "b", "post_dark_udp", "none", 5e-4, "adamw", 512, 210),
     ("transpose", "r-a4", "dark", "none", 1e-4, "adam", 20, 230),
     ("tokenpose", "b", "dark", "none", 1e-3, "adam", 128, 300),
     ("deeppose", "resnet50", "dark", "none", 5e-4, "adam", 512, 210),
