@@ -119,6 +119,10 @@ CONFIGS = [
         for a in ("lspet", "lspet-narrow", "18", "34", "50", "50-384", "101", "152")
     ),
     *(("hrnet", a) for a in ("w32", "w48")),
+    *(
+        ("convert", a)
+        for a in ("hourglass-2", "vitpose-b", "transpose-h-s", "tokenpose-t")
+    ),
     *(("hourglass52", a) for a in ("256", "384")),
     *(
         ("vitpose", a)
