@@ -44,7 +44,7 @@ def get_config(arg="hourglass,lspet"):
     c.codec.update(sections["codec"])
     c.model = sections["model"]
     c.tasks = ("convert", "evaluate", "predict")
-    c.convert.update(name=family, path=path)
+    c.convert.path = path
     c.data.eval = source("coco", **DATA[data])
     # The mean-pose baseline comes from the same labels: there is no training set here.
     c.data.train.source = c.data.eval.copy_and_resolve_references()
