@@ -315,7 +315,8 @@ def test_exact_group_shapley(name):
     assert np.abs(found.residual).max() < 1e-4
 
 
-@pytest.mark.parametrize("name,steps", [("regression", 300)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name,steps", [("regression", 700)])
 def test_learns(name, steps):
     """The loss falls, and people never seen are placed better than by the mean pose."""
     c = member_config(name)
