@@ -104,9 +104,11 @@ def _vitpose(described: Recipe, variables: PyTree, images: np.ndarray):
     )  # fmt: skip
     model: Any = transformers.VitPoseForPoseEstimation(
         transformers.VitPoseConfig(
-            backbone_config=backbone,
-            num_labels=described.skeleton.num_keypoints,
-            use_simple_decoder=c.head == "simple",
+            **dict[str, Any](
+                backbone_config=backbone,
+                num_labels=described.skeleton.num_keypoints,
+                use_simple_decoder=c.head == "simple",
+            )
         )
     ).eval()
     _load(model, _tensors(described, variables, "huggingface"))

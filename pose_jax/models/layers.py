@@ -97,7 +97,8 @@ def max_pool3(
 
 
 def _windows3(x):
-    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    padding: Any = ((1, 1), (1, 1))
+    return nn.max_pool(x, (3, 3), (2, 2), padding)
 
 
 def _thirds(x, axis: int):

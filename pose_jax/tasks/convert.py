@@ -49,7 +49,7 @@ def run(config: Any, workdir: str) -> None:
 
 def _read(config: Any, workdir: str) -> None:
     path = _find(config.convert.path)
-    record = {"file": path.name, "sha256": _sha256(path)}
+    record: dict[str, Any] = {"file": path.name, "sha256": _sha256(path)}
     if checkpoint.saved_steps(workdir):
         stored = read_json(epath.Path(workdir) / RECORD) or record
         if stored["sha256"] != record["sha256"]:
