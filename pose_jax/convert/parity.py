@@ -97,7 +97,8 @@ def _vitpose(described: Recipe, variables: PyTree, images: np.ndarray):
     c = described.module.config
     if c.mlp % c.width:
         raise ValueError("transformers' ViTPose has whole ratios of MLP to width only")
-    backbone = transformers.VitPoseBackboneConfig(
+    make: Any = transformers.VitPoseBackboneConfig
+    backbone = make(
         image_size=list(c.input_size), patch_size=[c.patch, c.patch],
         hidden_size=c.width, num_hidden_layers=c.layers, num_attention_heads=c.heads,
         mlp_ratio=c.mlp // c.width, out_indices=[c.layers],

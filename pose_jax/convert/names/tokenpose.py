@@ -32,7 +32,8 @@ def tokenpose(config: TokenPoseConfig, num_keypoints: int) -> dict[str, Dialect]
             names.layer_norm(f"{key}mlp_head.{i}", f"head/{part}")
         else:
             names.layer(f"{key}mlp_head.{i}", f"head/{part}", "linear", bias=True)
-    grid = tuple(s // p for s, p in zip(config.input_size, config.token_size))
+    (height, width), (rows, columns) = config.input_size, config.token_size
+    grid = height // rows, width // columns
     table = sine_positions(grid, config.width)[None]
     tables = {
         "tokenpose": Dialect(names.table, constants={f"{key}pos_embedding": table})

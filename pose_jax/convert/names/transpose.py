@@ -33,7 +33,8 @@ def transpose(config: TransPoseConfig, num_keypoints: int) -> dict[str, Dialect]
         for n, part in enumerate(("attention", "mlp"), 1):
             names.layer_norm(f"{key}norm{n}", f"{path}/{part}_norm")
     resnet.write_deconv_head(names, "", "head", len(config.deconv))
-    grid = tuple(side // config.stride for side in config.input_size)
+    height, width = config.input_size
+    grid = height // config.stride, width // config.stride
     table = sine_positions(grid, config.width)[:, None]
     whole = Dialect(names.table, constants={"pos_embedding": table})
     return {"transpose": whole, **others}
