@@ -97,7 +97,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise FileError(
             f"reading {path.name} needs PyTorch (pip install torch, the CPU build is enough), or "
@@ -153,7 +153,7 @@ def _forbidden(message: str) -> str:
 
 def _tensors(stored: Any, path: Path) -> dict[str, np.ndarray]:
     """The state dict in what a file holds."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     depth = 0
     while isinstance(stored, Mapping) and depth < 3:

@@ -72,7 +72,7 @@ def _images(described: Recipe) -> np.ndarray:
 
 
 def _tensors(described: Recipe, variables: PyTree, dialect: str) -> dict[str, Any]:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     tables = matching.dialects(described.model, described.skeleton.num_keypoints)
     arrays = layout.to_torch(tables[dialect], flat_names(variables))
@@ -91,8 +91,8 @@ def _load(model: Any, tensors: dict[str, Any]) -> None:
 
 def _vitpose(described: Recipe, variables: PyTree, images: np.ndarray):
     """transformers' ViTPose: tokens after every layer, normalised tokens, heatmaps."""
-    import torch
-    import transformers
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
 
     c = described.module.config
     if c.mlp % c.width:
@@ -128,8 +128,8 @@ def _vitpose(described: Recipe, variables: PyTree, images: np.ndarray):
 
 def _simple_baseline(described: Recipe, variables: PyTree, images: np.ndarray):
     """transformers' ResNet: the maps after every stage."""
-    import torch
-    import transformers
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
 
     c = described.module.config
     widths = [c.width * 2**i * (4 if c.depth >= 50 else 1) for i in range(4)]
