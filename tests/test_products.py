@@ -228,3 +228,42 @@ def test_evaluation_has_a_forward_mode():
     np.testing.assert_allclose(
         (pushed * g).sum(), (pulled * direction).sum(), rtol=1e-3
     )
+
+
+def test_stored_changes_no_bit():
+    x = draw(0, (2, 5, 7, 3)).at[0, 0, 0].set([jnp.nan, jnp.inf, -0.0])
+    for dtype in (jnp.float32, jnp.bfloat16):
+        here = x.astype(dtype)
+        found = np.asarray(jax.jit(layers.stored)(here))
+        assert found.tobytes() == np.asarray(here).tobytes()
+    g = jax.jit(jax.grad(lambda x: (layers.stored(x) * draw(1, x.shape)).sum()))(x)
+    np.testing.assert_array_equal(g, draw(1, x.shape))
+
+
+@pytest.mark.parametrize("platform,divisions", [("cpu", 1), ("tpu", 0), ("cuda", 0)])
+def test_accelerators_store_as_they_like(platform, divisions):
+    traced = jax.jit(layers.stored).trace(draw(0, (2, 3)))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.divide") == divisions
+
+
+@pytest.mark.parametrize("store,grows", [(layers.stored, False), (lambda x: x, True)])
+def test_a_residual_stream_is_summed_up_once(store, grows):
+    """Work behind each product of a chain: the same at every depth, or once more per block."""
+    kernels = draw(1, (8, 16, 16))
+
+    def work(depth):
+        def stream(x):
+            for kernel in kernels[:depth]:
+                x = store(jax.nn.relu(x + x @ kernel))
+            return x
+
+        compiled = jax.jit(stream).lower(draw(0, (64, 16))).compile()
+        fusions = [
+            line.split(" fusion(")[1].split("calls=")[0].count("%")
+            for line in compiled.as_text().splitlines()
+            if " fusion(" in line
+        ]
+        return max(fusions, default=0)
+
+    assert (work(8) > work(3) + 1) == grows

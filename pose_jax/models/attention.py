@@ -19,6 +19,8 @@ from jaxtyping import Float
 from pose_jax.arrays import Array
 from pose_jax.models import products
 from pose_jax.models.outputs import Edit, Taps, apply_edit
+from pose_jax.models.layers import stored
+from pose_jax.models.rectifier import rectify
 
 IMPLEMENTATIONS = ("xla", "cudnn")
 """`xla`: plain products, on every machine. `cudnn`: flash attention on NVIDIA GPUs in
@@ -192,13 +194,6 @@ def layer_norm(epsilon: float, dtype: Any, name: str) -> nn.LayerNorm:
     )
 
 
-def gelu(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-    """x times the normal distribution function (Hendrycks, Gimpel 2016), by erf as PyTorch
-    does: `jax.nn.gelu` asks for erfc, whose exponential costs a CPU more."""
-    half = jnp.asarray(0.5, x.dtype)
-    return half * x * (1 + jax.lax.erf(x * jnp.asarray(0.5**0.5, x.dtype)))
-
-
 class MLP(nn.Module):
     """Linear, activation, linear: parameters `hidden` and `output`.
 
@@ -232,7 +227,7 @@ class MLP(nn.Module):
             )
 
         x = layer(self.hidden, "hidden", x.shape[-1])(x)
-        x = nn.relu(x) if self.activation == "relu" else gelu(x)
+        x = rectify(x, self.activation)
         x = nn.Dropout(self.hidden_dropout, deterministic=not train)(x)
         x = layer(self.width, "output", self.hidden)(x)
         return nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -270,6 +265,9 @@ class PreNormBlock(nn.Module):
             path = nn.Dropout(self.drop_path, (1, 2), deterministic=not train)
             return path(y)
 
+        def keep(y):
+            return stored(y) if train else y
+
         h = layer_norm(self.epsilon, self.dtype, "attention_norm")(x)
         attention = Attention(
             self.width,
@@ -281,7 +279,7 @@ class PreNormBlock(nn.Module):
             name="attention",
         )
         h, weights = attention(h, h, h, train, edit)
-        x = x + branch(h)
+        x = keep(x + branch(h))
         h = layer_norm(self.epsilon, self.dtype, "mlp_norm")(x)
         mlp = MLP(
             self.width,
@@ -290,7 +288,7 @@ class PreNormBlock(nn.Module):
             dtype=self.dtype,
             name="mlp",
         )
-        return x + branch(mlp(h, train)), weights
+        return keep(x + branch(mlp(h, train))), weights
 
 
 def run_layer(

@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from pose_jax.arrays import Array
 from pose_jax.models.layers import conv
+from pose_jax.models.rectifier import rectify
 
 KINDS = ("none", "convolutional", "pca")
 OUTPUTS = ("relu", "linear")
@@ -88,16 +89,16 @@ class Autoencoder(nn.Module):
         widths = [max(channels * part // 4, 1) for part in (3, 2, 1)]
         h = latent
         for n, width in enumerate(widths):
-            h = nn.relu(conv(width, 3, f"encoder{n}", self.dtype, train=train)(h))
+            h = rectify(conv(width, 3, f"encoder{n}", self.dtype, train=train)(h))
         small = h.shape
-        h = nn.relu(self._dense(self.config.code, "code")(h.reshape(len(h), -1)))
+        h = rectify(self._dense(self.config.code, "code")(h.reshape(len(h), -1)))
         code = h = tap(h)
-        h = nn.relu(self._dense(small[1] * small[2] * small[3], "expand")(h))
+        h = rectify(self._dense(small[1] * small[2] * small[3], "expand")(h))
         h = h.reshape(small)
         for n, width in enumerate([widths[1], widths[0], channels]):
             h = conv(width, 3, f"decoder{n}", self.dtype, train=train)(h)
             if n < 2 or self.config.output == "relu":
-                h = nn.relu(h)
+                h = rectify(h)
         return code, h
 
     def _dense(self, features: int, name: str) -> nn.Dense:

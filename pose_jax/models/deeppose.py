@@ -30,6 +30,7 @@ from jaxtyping import Float
 from pose_jax.arrays import Array
 from pose_jax.models.layers import conv
 from pose_jax.models.outputs import Edits, Outputs, Taps
+from pose_jax.models.rectifier import rectify
 from pose_jax.models.regression import COORDINATES_INIT, to_pixels
 
 Centres = Callable[[int, Array], Array]
@@ -147,7 +148,7 @@ class Regressor(nn.Module):
             layer = conv(
                 features, size, f"conv{i}", dtype, strides=strides, train=train
             )
-            x = nn.relu(layer(x))
+            x = rectify(layer(x))
             x = taps(f"{name}/conv{i}", x.reshape(*lead, *x.shape[1:]))
             x = x.reshape(-1, *x.shape[-3:])
             if i in (1, 2):
@@ -165,7 +166,7 @@ class Regressor(nn.Module):
         return head(x.astype(jnp.float32))
 
     def _hidden(self, x, label: str, train: bool, taps: Taps):
-        x = taps(f"{self.name}/{label}", nn.relu(x))
+        x = taps(f"{self.name}/{label}", rectify(x))
         return nn.Dropout(self.config.dropout, deterministic=not train)(x)
 
 

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from pose_jax.arrays import Array
-
-_SLOPE = 0.01
+from pose_jax.models.rectifier import rectify
 
 
 class Mlp(nn.Module):
@@ -31,7 +30,7 @@ class Mlp(nn.Module):
         init = nn.initializers.variance_scaling(1e-4, "fan_avg", "uniform")
         for layer in range(2):
             x = nn.Dense(self.hidden, kernel_init=init, name=f"hidden{layer}")(x)
-            x = nn.leaky_relu(x, _SLOPE)
+            x = rectify(x, "leaky_relu")
         x = nn.Dense(2, kernel_init=init, name="out")(x)
         return jnp.tanh(x) if self.bounded else x
 

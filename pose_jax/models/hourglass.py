@@ -21,7 +21,14 @@ from jaxtyping import Float
 from pose_jax.arrays import Array
 from pose_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from pose_jax.models.initialise import INITS
-from pose_jax.models.layers import NormRelu, conv, conv1x1, max_pool2, upsample2
+from pose_jax.models.layers import (
+    NormRelu,
+    conv,
+    conv1x1,
+    max_pool2,
+    stored,
+    upsample2,
+)
 from pose_jax.models.outputs import Edits, Outputs, Taps
 
 SHORTCUTS = ("identity", "conv3x3")
@@ -141,7 +148,7 @@ class Residual(nn.Module):
             x = conv(self.features, 3, "shortcut", self.dtype, train=train)(x)
         elif x.shape[-1] != self.features:
             x = conv1x1(self.features, "shortcut", self.dtype, train=train)(x)
-        return x + h
+        return stored(x + h) if train else x + h
 
 
 class Hourglass(nn.Module):

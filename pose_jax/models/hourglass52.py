@@ -14,7 +14,6 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
@@ -22,6 +21,7 @@ from pose_jax.arrays import Array
 from pose_jax.models import heads, resnet
 from pose_jax.models.layers import NormRelu, conv, conv1x1, upsample2
 from pose_jax.models.outputs import Edits, Outputs, Taps
+from pose_jax.models.rectifier import rectify
 from pose_jax.models.resnet import BasicBlock
 from pose_jax.models.sizes import check_divisible
 
@@ -170,4 +170,4 @@ class Hourglass52(nn.Module):
             )
             total = total + self._norm(layer(value), f"{name}_norm", train, relu=False)
         label = f"stack{stack}_merge"
-        return self._blocks(jax.nn.relu(total), label, 1, c.widths[0], train)
+        return self._blocks(rectify(total), label, 1, c.widths[0], train)

@@ -11,14 +11,14 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
 from pose_jax.arrays import Array
 from pose_jax.models import heads, resnet
-from pose_jax.models.layers import NormRelu, conv, conv1x1
+from pose_jax.models.layers import NormRelu, conv, conv1x1, stored
 from pose_jax.models.outputs import Edits, Outputs, Taps
+from pose_jax.models.rectifier import rectify
 from pose_jax.models.resnet import BasicBlock, Bottleneck
 from pose_jax.models.sizes import check_divisible
 
@@ -109,7 +109,7 @@ class Exchange(_Normed):
             parts = [
                 self._bring(x, j, i, widths[i], train) for j, x in enumerate(branches)
             ]
-            fused.append(jax.nn.relu(sum(parts[1:], parts[0])))
+            fused.append(stored(rectify(sum(parts[1:], parts[0]))))
         return fused
 
     def _bring(self, x, source: int, target: int, width: int, train: bool):

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pose_jax.models.rectifier import rectify
+
 DEPTHWISE = ("auto", "shifted", "native")
 PIXEL_RANGE = 255.0
 
@@ -118,12 +120,12 @@ class Depthwise(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
         if self.size == 1:  # A factor per channel.
-            return jax.nn.relu(x * kernel[0, 0, 0] + bias)
+            return rectify(x * kernel[0, 0, 0] + bias)
         shifted = self.method == "shifted" or (
             self.method == "auto" and jax.default_backend() == "cpu"
         )
         convolve = depthwise_shifted if shifted else depthwise_native
-        return jax.nn.relu(convolve(x, kernel, self.stride) + bias)
+        return rectify(convolve(x, kernel, self.stride) + bias)
 
 
 class InvertedResidual(nn.Module):
@@ -146,14 +148,14 @@ class InvertedResidual(nn.Module):
         residual = self.stride == 1 and x.shape[-1] == self.features
         scale = RESIDUAL_SCALE if residual else HEAD_SCALE if self.head else 1.0
         width = self.expansion * x.shape[-1]
-        h = jax.nn.relu6(pointwise(width, "expand", self.dtype)(x))
+        h = rectify(pointwise(width, "expand", self.dtype)(x), "relu6")
         h = Depthwise(
             self.size, self.stride, self.method, self.dtype, name="depthwise"
         )(h)
         project = pointwise(
             self.features, "project", self.dtype, scale=scale, head=self.head
         )
-        h = jax.nn.relu6(project(h))
+        h = rectify(project(h), "relu6")
         return x + h if residual else h
 
 
@@ -172,7 +174,7 @@ class Separable(nn.Module):
         last = pointwise(
             self.features, "pointwise", self.dtype, scale=scale, head=self.head
         )
-        return jax.nn.relu6(last(x))
+        return rectify(last(x), "relu6")
 
 
 def stem(x: Float[Array, "b h w 3"], features: int, dtype) -> Float[Array, "b y x c"]:
@@ -189,4 +191,4 @@ def stem(x: Float[Array, "b h w 3"], features: int, dtype) -> Float[Array, "b y 
         ),
         name="stem",
     )
-    return jax.nn.relu6(convolve(x.astype(dtype)))
+    return rectify(convolve(x.astype(dtype)), "relu6")

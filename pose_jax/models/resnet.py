@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
 from pose_jax.arrays import Array
-from pose_jax.models.layers import NormRelu, conv, conv1x1, max_pool3
+from pose_jax.models.layers import NormRelu, conv, conv1x1, max_pool3, stored
 from pose_jax.models.outputs import Taps
+from pose_jax.models.rectifier import rectify
 
 BLOCKS: dict[int, tuple[int, ...]] = {
     18: (2, 2, 2, 2),
@@ -71,7 +71,7 @@ class _Block(nn.Module):
             x = x[:, :: self.stride, :: self.stride]
             x = self._conv1x1(h.shape[-1], "shortcut", train)(x)
             x = self._norm("shortcut_norm", relu=False)(x, train=train)
-        return jax.nn.relu(x + h)
+        return stored(rectify(x + h))
 
 
 class BasicBlock(_Block):

@@ -22,6 +22,7 @@ from pose_jax.arrays import Array
 from pose_jax.models import heads, vit
 from pose_jax.models.attention import check_attention
 from pose_jax.models.outputs import Edits, Outputs, Taps
+from pose_jax.models.rectifier import rectify
 from pose_jax.models.sizes import check_divisible
 
 HEADS = ("classic", "simple")
@@ -86,7 +87,7 @@ class SimpleHead(nn.Module):
         b, height, width, c = x.shape
         size = b, 4 * height, 4 * width, c
         # Half-pixel centres: PyTorch's bilinear with align_corners=False.
-        x = taps("features", jax.image.resize(jax.nn.relu(x), size, "bilinear"))
+        x = taps("features", jax.image.resize(rectify(x), size, "bilinear"))
         return nn.Conv(
             self.num_keypoints,
             (3, 3),
