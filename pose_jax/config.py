@@ -34,6 +34,7 @@ def source(name: str = "figures", **fields: Any) -> Any:
     | `name` | `path` | `images` |
     |---|---|---|
     | `figures` | none (`count, size, seed` say what is drawn) | none |
+    | `worlds` | none (also `world`, `world_test`, see `data.worlds`) | none |
     | `coco` | annotation file in COCO format, any skeleton | folder |
     | `mpii` | train.h5, valid.h5 or HRNet's JSON | folder |
     | `lsp` | joints.mat, or a range of it: joints.mat[:1000] | folder |
@@ -64,6 +65,8 @@ def source(name: str = "figures", **fields: Any) -> Any:
             count=0,
             seed=0,
             size=(192, 160),
+            world="composite",
+            world_test=False,
         )
     )
     section.update(fields)

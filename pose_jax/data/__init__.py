@@ -21,6 +21,8 @@ from pose_jax.data.mpii import mpii
 from pose_jax.data.sources import Filters, PeopleSource, Person, Source
 from pose_jax.data.thesis import FIRST_PIXEL, thesis_crops
 from pose_jax.data.weights import read_weights, weighted
+from pose_jax.data.worlds import SKELETON as WORLD_SKELETON
+from pose_jax.data.worlds import Scene, WorldSource
 
 
 @dataclasses.dataclass
@@ -59,6 +61,52 @@ class FigurePeople:
 
     def image(self, row: int) -> UInt8[np.ndarray, "h w 3"]:
         return self._render(row).image
+
+
+@dataclasses.dataclass
+class WorldPeople:
+    """The figures of a world with planted causes as a source of people."""
+
+    worlds: WorldSource
+
+    def __post_init__(self):
+        w = self.worlds
+        test = ", test" if w.test else ""
+        self.name = f"worlds({w.world}{test}, seed={w.seed}, count={w.count})"
+        self.skeleton = WORLD_SKELETON
+        self.dropped: dict[str, int] = {}
+        # Small pictures that are slow to draw: training comes back to each several times.
+        self._render = functools.lru_cache(maxsize=2**14)(self._draw)
+
+    def __getstate__(self):
+        return {"worlds": self.worlds}
+
+    def __setstate__(self, state):
+        self.__init__(**state)
+
+    def _draw(self, row: int) -> UInt8[np.ndarray, "h w 3"]:
+        return self.worlds.render(self.worlds.scene(row))
+
+    def __len__(self) -> int:
+        return len(self.worlds)
+
+    def person(self, row: int) -> Person:
+        scene: Scene = self.worlds.scene(row)
+        points, size = self.worlds.keypoints(scene), self.worlds.size
+        inside = ((points >= -0.5) & (points < size - 0.5)).all(1)
+        return Person(
+            id=row + 1,
+            image_id=row + 1,
+            file_name=f"{self.worlds.world} {row}",
+            # The crop is the picture itself: places in it mean the same in every picture.
+            box=np.array([0.0, 0.0, size, size]),
+            keypoints=np.where(inside[:, None], points, 0.0),
+            visible=np.where(inside, 2, 0),
+            area=0.25 * size**2,
+        )
+
+    def image(self, row: int) -> UInt8[np.ndarray, "h w 3"]:
+        return self._render(row)
 
 
 def open_source(
@@ -135,6 +183,26 @@ def _figures(section, *, skeleton, **_) -> Source:
     return FigurePeople(figures)
 
 
+def _worlds(section, *, skeleton, **_) -> Source:
+    if skeleton != WORLD_SKELETON.name:
+        raise ValueError(
+            f"worlds have the joints of {WORLD_SKELETON.name!r}; set config.skeleton to it, not "
+            f"{skeleton!r}"
+        )
+    height, width = section.size
+    if height != width:
+        raise ValueError(f"pictures of worlds are square; size={tuple(section.size)}")
+    return WorldPeople(
+        WorldSource(
+            section.count or 1000,
+            world=section.world,
+            seed=section.seed,
+            size=height,
+            test=section.world_test,
+        )
+    )
+
+
 def _coco(section, *, root, area_source, need_area, **_) -> Source:
     return sources.coco(
         under(root, section.path),
@@ -201,6 +269,7 @@ CROPS = ("", "thesis")
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "figures": _figures,
+    "worlds": _worlds,
     "coco": _coco,
     "mpii": _mpii,
     "lsp": _lsp,
