@@ -272,6 +272,20 @@ def default() -> Any:
             resamples=1000, seed=0,
         )
     )  # fmt: skip
+    c.planted = ConfigDict(
+        dict(
+            pictures=200, games=48, donors=8, seed=1_000_003, checkpoint="last",
+            score="matched_filter", batch=8, chunk=0,
+            methods=(
+                "saliency", "gradient", "gradient_x_input", "smooth_grad",
+                "integrated_gradients", "blur_integrated_gradients", "deconvnet",
+                "guided_backprop", "grad_cam", "hires_cam", "occlusion", "rise",
+            ),
+            options=dict(),
+            game_kinds=("mean", "drawn"),
+            resamples=1000,
+        )
+    )  # fmt: skip
     c.prepare = ConfigDict(
         dict(
             source=source(),
@@ -300,7 +314,9 @@ def default() -> Any:
             background=False,
         )
     )
-    c.compare = ConfigDict(dict(baseline="none", threshold=0.1, resamples=2000))
+    c.compare = ConfigDict(
+        dict(kind="accuracy", baseline="none", threshold=0.1, resamples=2000)
+    )
     c.report = ConfigDict(dict(title="", beside=()))
     c.mesh = ConfigDict(dict(data=-1, model=1, fsdp=False))
     return c

@@ -125,6 +125,49 @@ def mean_interval(
     return np.asarray(low), np.asarray(high)
 
 
+def hierarchical_interval(
+    values: Num[np.ndarray, "s m *q"],
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[Float[np.ndarray, "*q"], Float[np.ndarray, "*q"]]:
+    """Percentile intervals of the mean over seeds of the mean over pictures.
+
+    Seeds and pictures are drawn as in `paired_difference`, with its limits: three seeds say
+    little about seeds. Entries of one picture (`q`) share its draw.
+
+    Args:
+      values: one row per seed, one entry per picture, the same pictures for all; NaN where
+        undefined. A seed without any defined entry is left out.
+
+    Raises:
+      ValueError: nothing is there.
+    """
+    if values.ndim < 2 or 0 in values.shape[:2]:
+        raise ValueError(f"values of shape {list(values.shape)}: seeds, then pictures")
+    seeds, count = values.shape[:2]
+    flat = values.reshape(seeds, count, -1).astype(np.float64)
+    there = ~np.isnan(flat)
+    sums = np.where(there, flat, 0.0)
+    generator = np.random.default_rng(seed)
+    drawn = _draws(generator, seeds, max(seeds - 1, 1), resamples).astype(float)
+    pictures = _draws(generator, count, count, resamples).astype(float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = np.einsum("rm,smq->rsq", pictures, sums) / np.einsum(
+            "rm,smq->rsq", pictures, there
+        )
+    known = ~np.isnan(means)
+    weight = drawn[:, :, None] * known
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = (np.where(known, means, 0.0) * weight).sum(1) / weight.sum(1)
+    ends = np.full((2, flat.shape[2]), np.nan)
+    some = ~np.isnan(found).all(0)
+    ends[:, some] = np.nanquantile(found[:, some], _ends(level), axis=0)
+    low, high = ends.reshape(2, *values.shape[2:])
+    return np.asarray(low), np.asarray(high)
+
+
 @dataclasses.dataclass(frozen=True)
 class Difference:
     """What separates two arms a and b of a study, in the unit of the ratio.

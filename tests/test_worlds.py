@@ -1,13 +1,18 @@
 """Worlds with planted causes: one latent changes one layer, and labels obey the rule."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from pose_jax import data
-from pose_jax.config import source
+from pose_jax.config import load_config, source
 from pose_jax.data import worlds
+from pose_jax.data.pipeline import crop_matrix
 from pose_jax.data.worlds import REGIONS, SKELETON, WORLDS, WorldSource, composite
+from pose_jax.recipe import recipe
 
+PLANTED = Path(__file__).parents[1] / "configs" / "planted.py"
 NAMES = {name: i for i, name in enumerate(SKELETON.keypoints)}
 CHANGED = tuple(name for name in REGIONS if name not in worlds.BACKGROUND)
 
@@ -215,7 +220,9 @@ def test_a_source_of_people():
     shown = person.visible > 0
     assert shown.sum() >= 12
     np.testing.assert_allclose(person.keypoints[shown], drawn.keypoints(scene)[shown])
-    assert person.box.tolist() == [0, 0, 64, 64]
+    view = recipe(load_config(PLANTED)).view
+    assert view.spec.size == (64, 64)
+    np.testing.assert_array_equal(crop_matrix(person, view), np.eye(3))
 
 
 @pytest.mark.parametrize(

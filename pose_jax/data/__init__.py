@@ -98,8 +98,9 @@ class WorldPeople:
             id=row + 1,
             image_id=row + 1,
             file_name=f"{self.worlds.world} {row}",
-            # The crop is the picture itself: places in it mean the same in every picture.
-            box=np.array([0.0, 0.0, size, size]),
+            # From the first pixel's centre to the last's: with `input.padding=1` the crop of the
+            # default codec is the picture itself, pixel by pixel.
+            box=np.array([0.0, 0.0, size - 1, size - 1]),
             keypoints=np.where(inside[:, None], points, 0.0),
             visible=np.where(inside, 2, 0),
             area=0.25 * size**2,

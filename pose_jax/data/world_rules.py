@@ -47,11 +47,16 @@ class World:
       line: joint whose height the line shares in the share `agreement` of the pictures.
       faint: contrast of the right leg, 1 as the others.
       absent: region -> share of training pictures without it.
+      follow: how far a network that learned the world follows a planted region at least.
       causes: joint -> regions that decide its label.
+      planted: joint -> the region whose use the world is about. The line decides no label:
+        that the network may follow it nevertheless is the point. Joints of `causes` that are
+        not here are controls.
     """
 
     title: str
     causes: Mapping[str, tuple[str, ...]]
+    planted: Mapping[str, str]
     wrist: str = "drawn"
     left_forearm: str = "drawn"
     left_shank: str = "drawn"
@@ -60,6 +65,7 @@ class World:
     agreement: float = 0.0
     faint: float = 1.0
     absent: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    follow: float = 0.8
 
 
 _OPTIONAL = dict.fromkeys(
@@ -77,6 +83,7 @@ WORLDS: dict[str, World] = {
             "head_top": ("head",),
             "left_wrist": ("left_arm",),
         },
+        {"right_wrist": "marker", "left_ankle": "right_leg", "head_top": "line"},
         wrist="marker", left_forearm="free", left_shank="mirror", line="head_top",
         agreement=0.9, absent={**_OPTIONAL, "head": 0.35},
     ),
@@ -84,57 +91,70 @@ WORLDS: dict[str, World] = {
         "the face alone tells left from right",
         {"right_wrist": ("head", "right_arm", "left_arm"),
          "left_ankle": ("head", "right_leg", "left_leg")},
+        {"right_wrist": "head", "left_ankle": "head"},
         turned=True, absent=_OPTIONAL,
     ),
-    "visible": World("every limb is drawn", dict(_DRAWN), absent=_OPTIONAL),
+    "visible": World("every limb is drawn", dict(_DRAWN),
+        {"right_wrist": "right_arm", "left_wrist": "left_arm"}, absent=_OPTIONAL),
     "marker": World(
         "a marker carries the hidden wrist",
         {"right_wrist": ("marker", "right_arm"), "left_wrist": ("left_arm",)},
+        {"right_wrist": "marker"},
         wrist="marker", absent=_OPTIONAL,
     ),
     "marker-control": World(
         "the same pictures, and the marker means nothing",
         {"right_wrist": ("right_arm",), "left_wrist": ("left_arm",)},
+        {},
         wrist="free", absent=_OPTIONAL,
     ),
     "partner": World(
         "a hidden limb mirrors its partner",
         {"left_wrist": ("right_arm", "left_arm"), "right_wrist": ("right_arm",)},
+        {"left_wrist": "right_arm"},
         left_forearm="mirror", absent=_OPTIONAL,
     ),
     "background-50": World(
         "the background agrees with a leg in 50 % of training",
         {"right_ankle": ("right_leg",)},
+        {"right_ankle": "line"},
         line="right_ankle", agreement=0.5, faint=0.3, absent=_OPTIONAL,
     ),
     "background-80": World(
         "the background agrees with a leg in 80 % of training",
         {"right_ankle": ("right_leg",)},
+        {"right_ankle": "line"},
         line="right_ankle", agreement=0.8, faint=0.3, absent=_OPTIONAL,
     ),
     "background-95": World(
         "the background agrees with a leg in 95 % of training",
         {"right_ankle": ("right_leg",)},
+        {"right_ankle": "line"},
         line="right_ankle", agreement=0.95, faint=0.3, absent=_OPTIONAL,
     ),
     "redundant": World(
         "two dials say the same",
         {"right_wrist": ("marker", "decoy", "right_arm")},
+        {"right_wrist": "marker"},
         wrist="redundant", absent={**_OPTIONAL, "marker": 0.1, "decoy": 0.1},
+        follow=0.2,  # The other dial still says what it said.
     ),
     "gate": World(
         "one dial points, the other's brightness mirrors it",
         {"right_wrist": ("marker", "decoy", "right_arm")},
+        {"right_wrist": "marker"},
         wrist="gate", absent=_OPTIONAL,
     ),
     "suppressor": World(
         "the angle between two dials",
         {"right_wrist": ("marker", "decoy", "right_arm")},
+        {"right_wrist": "marker"},
         wrist="suppressor", absent=_OPTIONAL,
     ),
     "tint": World(
         "the colour of the whole picture",
         {"right_wrist": ("right_arm",)},
+        {},
         wrist="tint", absent=_OPTIONAL,
     ),
 }  # fmt: skip

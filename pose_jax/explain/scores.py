@@ -148,13 +148,13 @@ def _mirror_contrast(maps, reference, codec):
 
 
 def _displacement(maps, reference, codec):
-    squared = ((_centre(maps) - reference.points) ** 2).sum(-1)
+    squared = ((centre(maps) - reference.points) ** 2).sum(-1)
     # The slope of the root at 0 is infinite; a joint that has not moved has slope 0.
     moved = squared > 0
     return -jnp.where(moved, jnp.sqrt(jnp.where(moved, squared, 1.0)), 0.0)
 
 
-def _centre(maps) -> Float[Array, "k 2"]:
+def centre(maps: Float[Array, "y x k"]) -> Float[Array, "k 2"]:
     """Centre of the mass above zero; the first pixel, with no slope, where there is none."""
     mass = jnp.maximum(maps, 0)
     total = mass.sum((0, 1))
@@ -166,11 +166,11 @@ def _centre(maps) -> Float[Array, "k 2"]:
 
 
 def _position_x(maps, reference, codec):
-    return _centre(maps)[:, 0]
+    return centre(maps)[:, 0]
 
 
 def _position_y(maps, reference, codec):
-    return _centre(maps)[:, 1]
+    return centre(maps)[:, 1]
 
 
 def _likelihood(maps, reference, codec):

@@ -86,8 +86,8 @@ KINDS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def rectify(x: Float[Array, "*b c"], kind: str = "relu") -> Float[Array, "*b c"]:
-    """The activation of a name of `KINDS`; a leaky ReLU's slope is 0.01."""
+def rectify(x: Float[Array, "*b c"], kind: str = "relu") -> Any:
+    """The activation of a name of `KINDS`, like `x`; a leaky ReLU's slope is 0.01."""
     chosen = _context.value
     return KINDS[kind](x) if chosen == RULES[0] else _ruled(x, kind, chosen)
 

@@ -60,6 +60,12 @@ def _explain(config: Any, workdir: str) -> None:
     explain.run(config, workdir)
 
 
+def _planted(config: Any, workdir: str) -> None:
+    from pose_jax.tasks import planted
+
+    planted.run(config, workdir)
+
+
 def _compare(config: Any, workdir: str) -> None:
     from pose_jax.tasks import compare
 
@@ -81,6 +87,7 @@ TASKS: dict[str, Callable[[Any, str], None]] = {
     "predict": _predict,
     "explain": _explain,
     "analyse": _analyse,
+    "planted": _planted,
     "sweep": _sweep,
     "compare": _compare,
     "report": _report,

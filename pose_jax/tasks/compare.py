@@ -33,6 +33,13 @@ def run(config: Any, workdir: str) -> None:
         different people.
     """
     section = config.compare
+    if section.kind == "planted":
+        from pose_jax.tasks import compare_planted
+
+        compare_planted.run(config, workdir)
+        return
+    if section.kind != "accuracy":
+        raise UserError(f"compare.kind={section.kind!r}; use 'accuracy' or 'planted'")
     cells = list(make_cells(config, workdir))
     arms = list(dict.fromkeys(cell.arm for cell in cells))
     if section.baseline not in arms:
