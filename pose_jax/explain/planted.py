@@ -77,7 +77,7 @@ class Truth:
     @property
     def unused(self) -> Bool[np.ndarray, "n r t"]:
         """Regions whose effect is noise. The others are left out of the recovery."""
-        return self.shift < self.floor
+        return self.shift <= self.floor
 
 
 def defined_mean(values: Num[np.ndarray, "*s"], axis: int = 0) -> Any:
@@ -157,7 +157,8 @@ def top_hit(
     best = a == a.max(1, keepdims=True)
     truth = np.where(valid, shift, -np.inf)
     place = truth.argmax(1)
-    hit = np.take_along_axis(best, place[:, None], 1)[:, 0] / best.sum(1)
+    ties = np.maximum(best.sum(1), 1)
+    hit = np.take_along_axis(best, place[:, None], 1)[:, 0] / ties
     enough = valid.sum(1) > 1
     return np.where(enough & _says_something(found), hit, np.nan)
 
