@@ -18,8 +18,8 @@ from jaxtyping import Float
 
 from pose_jax.arrays import Array
 from pose_jax.models import products
-from pose_jax.models.outputs import Edit, Taps, apply_edit
 from pose_jax.models.layers import stored
+from pose_jax.models.outputs import Edit, Taps, apply_edit
 from pose_jax.models.rectifier import rectify
 
 IMPLEMENTATIONS = ("xla", "cudnn")
