@@ -279,7 +279,9 @@ def default() -> Any:
             methods=(
                 "saliency", "gradient", "gradient_x_input", "smooth_grad",
                 "integrated_gradients", "blur_integrated_gradients", "deconvnet",
-                "guided_backprop", "grad_cam", "hires_cam", "occlusion", "rise",
+                "guided_backprop", "grad_cam", "hires_cam",
+                "grad_cam@stack0/encoder0", "hires_cam@stack0/encoder0", "occlusion",
+                "rise",
             ),
             options=dict(),
             game_kinds=("mean", "drawn"),

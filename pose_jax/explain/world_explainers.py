@@ -20,6 +20,7 @@ from pose_jax.arrays import PyTree
 from pose_jax.data.worlds import GROUPS, REGIONS
 from pose_jax.explain import games, methods, planted, scores, shapley
 from pose_jax.explain.games import PoseGame
+from pose_jax.explain.layouts import laid_out
 from pose_jax.explain.reactions import Drawn, DrawnGame, Pictures
 from pose_jax.pixels import normalise
 from pose_jax.recipe import Recipe
@@ -107,7 +108,9 @@ def map_explainer(
 
     def every(variables, images, given, key):
         keys = jax.random.split(key, len(images))
-        return jax.lax.map(lambda x: one(variables, *x), (images, given, keys))
+        return jax.lax.map(
+            laid_out(lambda x: one(variables, *x)), (images, given, keys)
+        )
 
     return jax.jit(every)
 

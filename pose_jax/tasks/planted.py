@@ -130,11 +130,17 @@ def explain(
     jobs: dict[str, Any] = {}
     for name in world_explainers.BASELINES:
         jobs[name] = lambda name=name: world_explainers.baseline(name, shown, seed=1)
-    for method in section.methods:
-        jobs[method] = lambda method=method: world_explainers.explain_with_maps(
-            described, variables, shown, method, score=section.score,
-            options=dict(to_plain(section.options).get(method, {})),
-            batch=section.batch, key=jax.random.key(section.seed),
+    for name in section.methods:
+        # A tap behind an @: grad_cam@stack0/encoder0.
+        method, _, tap = name.partition("@")
+        options = dict(to_plain(section.options).get(name, {}))
+        options.update({"tap": tap} if tap else {})
+        jobs[name.replace("/", ".")] = (
+            lambda method=method, options=options: world_explainers.explain_with_maps(
+                described, variables, shown, method, score=section.score,
+                options=options, batch=section.batch,
+                key=jax.random.key(section.seed),
+            )
         )  # fmt: skip
     for kind in section.game_kinds:
         jobs[f"game-{kind}"] = lambda kind=kind: world_explainers.explain_with_games(
