@@ -194,6 +194,7 @@ def test_two_stages(base, tmp_path):
     assert (tmp_path / "pretrain" / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_pca_stage_is_fitted_and_never_trained(base, tmp_path):
     c = staged_config(base, autoencoder="pca", code=5)
     run(c, str(tmp_path))

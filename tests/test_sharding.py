@@ -187,6 +187,7 @@ def outputs(processes, code=0):
     return said
 
 
+@pytest.mark.slow
 def test_two_processes_train_save_and_restore(pair, tmp_path):
     """Train, save, resume, evaluate."""
     from pose_jax import checkpoint
