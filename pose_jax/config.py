@@ -220,41 +220,19 @@ def default() -> Any:
     )
     c.predict = ConfigDict(
         dict(
-            inputs=(),
-            boxes="",
-            checkpoint="last",
-            flip_test=True,
-            batch=32,
-            threshold=0.0,
-            name="predict",
-            count=8,
+            inputs=(), boxes="", checkpoint="last", flip_test=True, batch=32,
+            threshold=0.0, name="predict", count=8,
         )
-    )
+    )  # fmt: skip
     c.explain = ConfigDict(
         dict(
-            split="val",
-            method="group_shapley",
-            kind="gsv",
-            clusters="limbs-v1",
-            players="disc",
-            side=0.12,
-            centres="auto",
-            score="auto",
-            reference="auto",
-            removal="mean",
-            inputs=(),
-            boxes="",
-            count=100,
-            batch=16,
-            chunk=0,
-            checkpoint="last",
-            figures=6,
-            masks=8,
-            exact_people=0,
-            check_removals=("blur",),
-            check_people=8,
+            split="val", method="group_shapley", kind="gsv", clusters="limbs-v1",
+            players="disc", side=0.12, centres="auto", score="auto", reference="auto",
+            removal="mean", inputs=(), boxes="", count=100, batch=16, chunk=0,
+            checkpoint="last", figures=6, masks=8, exact_people=0,
+            check_removals=("blur",), check_people=8,
         )
-    )
+    )  # fmt: skip
     c.analyse = ConfigDict(
         dict(
             studies=("skips", "latent", "clusters"), name="", splits=("train", "eval"),

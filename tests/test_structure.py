@@ -103,6 +103,7 @@ THESIS = [
 _OPEN = ("model.", "sweep.arms.", "analyse.controls.", "checkpoint")
 CONFIGS = [
     ("quickstart", None),
+    *(("planted", a) for a in ("default", "all", "tiny")),
     *(
         ("removal_study", a)
         for a in (

@@ -112,7 +112,7 @@ def _half(rng) -> dict[str, Any]:
 
 
 def _line(rng) -> dict[str, Any]:
-    return dict(height=rng.uniform(18, 90), shade=rng.uniform(150, 235, 3))
+    return dict(height=rng.uniform(), shade=rng.uniform(150, 235, 3))
 
 
 def _dial(rng) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _arm(rng) -> dict[str, Any]:
 
 
 def _leg(rng) -> dict[str, Any]:
-    return dict(_shade(rng), upper=rng.uniform(-0.1, 0.8), lower=rng.uniform(-0.8, 1.0))
+    return dict(_shade(rng), upper=rng.uniform(-0.1, 0.8), lower=rng.uniform(-1.1, 1.3))
 
 
 DRAW = {

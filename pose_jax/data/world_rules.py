@@ -45,6 +45,8 @@ class World:
       turned: half of the figures show their back, which swaps all names of sides; only the
         face tells.
       line: joint whose height the line shares in the share `agreement` of the pictures.
+      line_range: heights of the line otherwise, pixels of 96: where the joint may be, so that
+        a network can follow it.
       faint: contrast of the right leg, 1 as the others.
       absent: region -> share of training pictures without it.
       follow: how far a network that learned the world follows a planted region at least.
@@ -63,6 +65,7 @@ class World:
     turned: bool = False
     line: str = ""
     agreement: float = 0.0
+    line_range: tuple[float, float] = (18.0, 90.0)
     faint: float = 1.0
     absent: Mapping[str, float] = dataclasses.field(default_factory=dict)
     follow: float = 0.8
@@ -85,7 +88,7 @@ WORLDS: dict[str, World] = {
         },
         {"right_wrist": "marker", "left_ankle": "right_leg", "head_top": "line"},
         wrist="marker", left_forearm="free", left_shank="mirror", line="head_top",
-        agreement=0.9, absent={**_OPTIONAL, "head": 0.35},
+        agreement=0.9, line_range=(11.0, 31.0), absent={**_OPTIONAL, "head": 0.35},
     ),
     "face": World(
         "the face alone tells left from right",
@@ -118,19 +121,22 @@ WORLDS: dict[str, World] = {
         "the background agrees with a leg in 50 % of training",
         {"right_ankle": ("right_leg",)},
         {"right_ankle": "line"},
-        line="right_ankle", agreement=0.5, faint=0.3, absent=_OPTIONAL,
+        line="right_ankle", agreement=0.5, line_range=(66.0, 90.0), faint=0.3,
+        absent=_OPTIONAL,
     ),
     "background-80": World(
         "the background agrees with a leg in 80 % of training",
         {"right_ankle": ("right_leg",)},
         {"right_ankle": "line"},
-        line="right_ankle", agreement=0.8, faint=0.3, absent=_OPTIONAL,
+        line="right_ankle", agreement=0.8, line_range=(66.0, 90.0), faint=0.3,
+        absent=_OPTIONAL,
     ),
     "background-95": World(
         "the background agrees with a leg in 95 % of training",
         {"right_ankle": ("right_leg",)},
         {"right_ankle": "line"},
-        line="right_ankle", agreement=0.95, faint=0.3, absent=_OPTIONAL,
+        line="right_ankle", agreement=0.95, line_range=(66.0, 90.0), faint=0.3,
+        absent=_OPTIONAL,
     ),
     "redundant": World(
         "two dials say the same",

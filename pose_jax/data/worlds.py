@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -93,22 +94,12 @@ class WorldSource:
         if not 0 <= index < self.count:
             raise IndexError(f"no picture {index}: give 0 .. {self.count - 1}")
         layout = world_figures.layout(self._stream(index, "layout"))
-        latents: Latents = {
-            name: world_figures.DRAW[name](self._stream(index, name))
-            for name in REGIONS
-        }
+        latents: Latents = {name: self._latents(index, name) for name in REGIONS}
         chance, world = self._stream(index, "coupling"), self.rules
         agrees = chance.random() < world.agreement and not self.test
         draws = chance.random(len(REGIONS))
         if world.wrist == "redundant":
             latents["decoy"]["angle"] = latents["marker"]["angle"]
-        if world.wrist == "suppressor":
-            # Eight steps, so that the reference can be read off.
-            latents["decoy"]["angle"] = (
-                np.pi / 4 * int(latents["decoy"]["angle"] / (np.pi / 4))
-            )
-        if not world.turned:
-            latents["head"]["front"] = True
         shares = np.array([world.absent.get(name, 0.0) for name in REGIONS])
         if self.test:
             shares = np.where(shares > 0.1, shares, 0.0)
@@ -126,12 +117,7 @@ class WorldSource:
         Args:
           donor: number of the replacement, from 0; the same number, the same latents.
         """
-        stream = self._stream(scene.index, region, donor + 1)
-        fresh = world_figures.DRAW[region](stream)
-        if region == "head" and not self.rules.turned:
-            fresh["front"] = True
-        if region == "decoy" and self.rules.wrist == "suppressor":
-            fresh["angle"] = np.pi / 4 * int(fresh["angle"] / (np.pi / 4))
+        fresh = self._latents(scene.index, region, donor + 1)
         return dataclasses.replace(scene, latents={**scene.latents, region: fresh})
 
     def turn(self, scene: Scene) -> Scene:
@@ -185,6 +171,19 @@ class WorldSource:
         """The region of every pixel: the nearest drawn part within three pixels (of 96),
         else half of the background. Absent regions own nothing."""
         return world_layers.owners(self.layers(scene))
+
+    def _latents(self, index: int, region: str, donor: int = 0) -> dict[str, Any]:
+        """What one region looks like, within the rules of the world."""
+        found = world_figures.DRAW[region](self._stream(index, region, donor))
+        if region == "head" and not self.rules.turned:
+            found["front"] = True
+        if region == "decoy" and self.rules.wrist == "suppressor":
+            # Eight steps, so that the reference can be read off.
+            found["angle"] = np.pi / 4 * int(found["angle"] / (np.pi / 4))
+        if region == "line":
+            low, high = self.rules.line_range
+            found["height"] = low + (high - low) * found["height"]
+        return found
 
     def _stream(self, index: int, name: str, donor: int = 0) -> np.random.Generator:
         key = (self.seed, index, zlib.crc32(name.encode()), donor)
