@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,13 @@ from pose_jax import (
     checkpoint,
     geometry,
     inference,
-    partitions,
     regions,
     sharding,
 )
 from pose_jax.arrays import PyTree
 from pose_jax.data.images import read_image
-from pose_jax.explain import games
-from pose_jax.explain.explainer import Crops, Explainer
+from pose_jax.explain.explainer import Crops
+from pose_jax.explain.making import make_explainer
 from pose_jax.recipe import Recipe, recipe
 from pose_jax.skeletons import Skeleton
 from pose_jax.trees import flat_names, unflatten_names
@@ -182,59 +181,42 @@ class Estimator:
         other: Any = None,
         players: str = "disc",
         side: float = regions.SIDE,
+        options: Mapping[str, Any] | None = None,
         key: jax.Array | None = None,
     ) -> list[Any]:
-        """Why every joint was placed where it was placed: one `Explanation` per person.
+        """Why every joint was placed where it was placed: one record per person, an
+        `Explanation` from games, a `MapExplanation` from the methods of `explain.methods`.
 
         Usage: `estimator.explain("photo.jpg")[0].contributions("left_wrist")`.
 
         Args:
           images, boxes: one picture and its people, or a list of pictures with a list of
             boxes each, as in `predict`; a list gives a list per picture.
-          method: `group_shapley`, or `shapley` (all keypoints as players, at most 16).
+          method: `group_shapley`, `shapley` (all keypoints as players, at most 16), or a map:
+            a name of `explain.methods.METHODS`, such as `saliency` or `grad_cam`.
           kind: `gsv`, `owen` or `decoupled`.
           clusters: name of a partition (`partitions.PARTITIONS`; default `limbs-v1`), a
             `Partition`, or lists of keypoint names or numbers.
           score: a name of `explain.scores.SCORES`; default `value` (the map at the model's own
             answer), with labels `similarity`.
           removal: what hidden pixels show, a name of `explain.games.REMOVALS`.
-          tap: for methods that look inside of the network; these do not.
+          tap: where class activation maps look; by default a coarse one near the end.
           keypoints: labels `[n, k, 2]`, image pixels, where there are any; regions lie there.
           visible: `[n, k]` their visibility (0: no label); default all labelled.
           other: RGB picture whose pixels replace hidden ones (`removal='other'`).
           players: `disc` or `box` around keypoints, or `limbs`.
           side: diameter of the regions as a share of the crop's height.
-          key: of the noise fill.
+          options: of a map's method, such as `{"steps": 100}`.
+          key: of the noise fill, and of methods that draw (default `jax.random.key(0)`).
 
         Raises:
           ImageError: a picture cannot be read.
-          ValueError: a name that is unknown, or arguments that do not fit together.
+          ValueError: a name that is unknown, a method that does not apply to this network, or
+            arguments that do not fit together.
         """
-        if tap is not None:
-            raise ValueError(
-                f"method {method!r} looks at the picture; tap has no meaning"
-            )
-        described, variables = self.inference
-        if isinstance(clusters, partitions.Partition):
-            partition = clusters
-        elif isinstance(clusters, str) or clusters is None:
-            partition = partitions.get(clusters or "limbs-v1", self.skeleton)
-        else:
-            partition = partitions.from_lists("custom", clusters, self.skeleton)
-        if players == "masks":
-            raise ValueError(
-                "players='masks' need masks: call explain.explainer.Explainer with "
-                "games.mask_players"
-            )
-        if players == "limbs":
-            playing = games.limb_players(self.skeleton, partition, side=side)
-        else:
-            playing = games.keypoint_players(
-                self.skeleton, partition, kind=players, side=side
-            )
-        explainer = Explainer(
-            described, variables, playing,
-            method=method, kind=kind, score=score or "auto", removal=removal, key=key,
+        explainer = make_explainer(
+            *self.inference, method=method, kind=kind, clusters=clusters, score=score,
+            removal=removal, tap=tap, players=players, side=side, options=options, key=key,
         )  # fmt: skip
         if not isinstance(images, list | tuple):
             return self._explain_one(

@@ -205,10 +205,21 @@ def chunk_rows(jaxpr: Any) -> int:
     """How many evaluations of this program to do together.
 
     4 MiB of the largest array are what a CPU's caches like (64 rows of a small conv net at
-    64 px); accelerators need far more work per call.
+    64 px), but 4 rows at least, and 8 of a network whose weights are larger than the caches,
+    so that reading them serves several (row by row ViTPose-S takes 1.23 times as long, a
+    mobile hourglass 1.19 times); accelerators need far more work per call.
     """
-    budget = 2**22 if jax.default_backend() == "cpu" else 2**28
-    return min(max(budget // max(largest_array(jaxpr), 1), 1), 8192)
+    if jax.default_backend() != "cpu":
+        return min(max(2**28 // max(largest_array(jaxpr), 1), 1), 8192)
+    weights = sum(_bytes(variable.aval) for variable in jaxpr.invars)
+    least = 8 if weights > 2**25 else 4
+    return min(max(2**22 // max(largest_array(jaxpr), 1), least), 8192)
+
+
+def _bytes(aval: Any) -> int:
+    if not hasattr(aval, "shape") or not hasattr(aval, "dtype"):
+        return 0
+    return math.prod(aval.shape) * aval.dtype.itemsize
 
 
 def largest_array(jaxpr: Any) -> int:
@@ -216,9 +227,7 @@ def largest_array(jaxpr: Any) -> int:
     best = 0
     for equation in jaxpr.eqns:
         for variable in equation.outvars:
-            aval = variable.aval
-            if hasattr(aval, "shape") and hasattr(aval, "dtype"):
-                best = max(best, math.prod(aval.shape) * aval.dtype.itemsize)
+            best = max(best, _bytes(variable.aval))
         for value in equation.params.values():
             for inner in value if isinstance(value, (tuple, list)) else (value,):
                 inner = getattr(inner, "jaxpr", inner)
