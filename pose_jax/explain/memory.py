@@ -42,14 +42,14 @@ def gradient_bytes(
     one = jax.ShapeDtypeStruct(image.shape, image.dtype)
     scores, pull = jax.eval_shape(lambda x: jax.vjp(function, x), one)
     program = jax.make_jaxpr(lambda pull, seed: pull(seed))(pull, scores)
-    signals = _peak(program.jaxpr)
+    signals = peak_bytes(program.jaxpr)
     joints = len(scores.shape) and scores.shape[0]
     rows = min(chunk, joints) if chunk else joints
     result = joints * int(np.prod(image.shape)) * image.dtype.itemsize
     return at_once * (residuals + rows * signals + result)
 
 
-def _peak(jaxpr: core.Jaxpr) -> int:
+def peak_bytes(jaxpr: core.Jaxpr) -> int:
     """Largest number of bytes that its intermediates hold at one time."""
     last = {}
     for place, equation in enumerate(jaxpr.eqns):
@@ -62,7 +62,7 @@ def _peak(jaxpr: core.Jaxpr) -> int:
     given = {*jaxpr.invars, *jaxpr.constvars}
     live = peak = 0
     for place, equation in enumerate(jaxpr.eqns):
-        inner = max((_peak(sub) for sub in _within(equation)), default=0)
+        inner = max((peak_bytes(sub) for sub in _within(equation)), default=0)
         live += _bytes([v.aval for v in equation.outvars])
         peak = max(peak, live + inner)
         ended = {v for v in equation.invars if isinstance(v, core.Var)} - given

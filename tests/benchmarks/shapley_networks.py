@@ -17,8 +17,8 @@ makes its own.
 
 `stem`: share of the first convolution in the forward, the most that computing it once per
 player could save (it is linear in the masked picture: conv(x0) + sum of s_i conv(d_i)).
-`memory`: what the engine's program takes besides its inputs, beside the largest array of one
-evaluation times the rows of a chunk. What is not at hand is named in `skipped`.
+`memory`: what the engine's program takes besides its inputs, beside what one evaluation holds at
+most at one time (`explain.memory.peak_bytes`) times the rows of a chunk. What is not at hand is named in `skipped`.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ from pose_jax.convert import mobile
 from pose_jax.data.pipeline import crop_matrix
 from pose_jax.estimator import Estimator
 from pose_jax.explain import exact_shapley, group_shapley, scores
+from pose_jax.explain.memory import peak_bytes
 from pose_jax.explain.shapley import sweep
 from pose_jax.pixels import normalise
 from pose_jax.tasks.workdir import data_root
@@ -292,7 +293,7 @@ def memory(value, clusters, args) -> dict[str, Any]:
     return {
         "chunk": rows,
         "largest_array_mib": round(largest / 2**20, 2),
-        "estimate_mib": round(rows * largest / 2**20, 2),
+        "estimate_mib": round(rows * peak_bytes(one) / 2**20, 2),
         "program_mib": round(analysis.temp_size_in_bytes / 2**20, 2),
     }
 
