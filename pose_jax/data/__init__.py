@@ -93,7 +93,8 @@ class WorldPeople:
     def person(self, row: int) -> Person:
         scene: Scene = self.worlds.scene(row)
         points, size = self.worlds.keypoints(scene), self.worlds.size
-        inside = ((points >= -0.5) & (points < size - 0.5)).all(1)
+        near, far = points.min(1) >= -0.5, points.max(1) < size - 0.5
+        inside = near & far
         return Person(
             id=row + 1,
             image_id=row + 1,

@@ -71,7 +71,7 @@ class World:
     follow: float = 0.8
 
 
-_OPTIONAL = dict.fromkeys(
+_OPTIONAL: dict[str, float] = dict.fromkeys(
     ("line", "left_leg", "right_leg", "torso", "left_arm", "right_arm", "head", "decoy",
      "marker"), 0.07,
 )  # fmt: skip

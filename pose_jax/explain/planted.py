@@ -134,7 +134,8 @@ def rank_correlation(
         drawn = np.isfinite(shift[n, :, t])
         a, d = found[n, drawn, t], shift[n, drawn, t]
         if len(a) > 1 and np.ptp(a) > 0 and np.ptp(d) > 0:
-            result[n, t] = stats.kendalltau(a, d).statistic
+            tau: Any = stats.kendalltau(a, d)
+            result[n, t] = tau.statistic
     return result
 
 
@@ -235,9 +236,9 @@ def follow(
 ) -> tuple[Float[np.ndarray, "n t"], Float[np.ndarray, "n t"]]:
     """Numerator and denominator of F per picture, summed over donors; NaN moves count for
     nothing. F itself is the ratio of their sums over pictures."""
-    valid = np.isfinite(moves).all(-1)
-    moves = np.where(valid[..., None], moves, 0.0)
-    labels = np.where(valid[..., None], labels, 0.0)
+    valid = np.isfinite(moves).all(-1, keepdims=True)
+    moves = np.where(valid, moves, 0.0)
+    labels = np.where(valid, labels, 0.0)
     return (moves * labels).sum((1, 3)), (labels**2).sum((1, 3))
 
 

@@ -113,7 +113,7 @@ def reaction_program(
     def react(variables, images):
         outputs: Any = module.apply(variables, normalise(images, spec))
         maps = answers.maps(outputs, codec, spec.size)
-        size = maps.shape[1:3]
+        size = maps.shape[1], maps.shape[2]
         step = jnp.asarray(heatmaps.stride(codec, spec.size, size), jnp.float32)
         mass = jnp.maximum(maps, 0)
         mass = mass / jnp.maximum(mass.sum((1, 2), keepdims=True), 1e-12)
