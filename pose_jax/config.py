@@ -230,7 +230,7 @@ def default() -> Any:
             players="disc", side=0.12, centres="auto", score="auto", reference="auto",
             removal="mean", inputs=(), boxes="", count=100, batch=16, chunk=0,
             checkpoint="last", figures=6, masks=8, exact_people=0,
-            check_removals=("blur",), check_people=8,
+            check_removals=("blur",), check_people=8, tap="", options=dict(),
         )
     )  # fmt: skip
     c.analyse = ConfigDict(

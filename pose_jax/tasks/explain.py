@@ -20,6 +20,8 @@ from pose_jax.estimator import fit_variables
 from pose_jax.explain import games, shapley
 from pose_jax.explain.explainer import Explainer
 from pose_jax.explain.explanation import ARRAYS, PICTURES, stack
+from pose_jax.explain.making import METHODS
+from pose_jax.explain.methods import METHODS as MAPS
 from pose_jax.intervals import mean_interval
 from pose_jax.partitions import Partition
 from pose_jax.recipe import Recipe, recipe
@@ -43,6 +45,15 @@ def run(config: Any, workdir: str) -> None:
       UserError: nobody to explain, or the folder holds answers to another question.
     """
     section = config.explain
+    if section.method in MAPS:
+        from pose_jax.tasks import explain_maps  # The other kind of answer.
+
+        explain_maps.run(config, workdir)
+        return
+    if section.method not in METHODS:
+        raise UserError(
+            f"method {section.method!r} is unknown; use {', '.join(METHODS)}"
+        )
     explain_studies.check(section)
     described = recipe(read_json(epath.Path(workdir) / "config.json") or config)
     tree, step = checkpoint.load_variables(workdir, section.checkpoint)
