@@ -149,9 +149,7 @@ def _shares(record: dict[str, Any]) -> MapFigure:
     right.set_ylim(len(names) - 0.5, -0.5)
     right.set_xlim(0, 1)
     right.set_xlabel("share of the map on the joint's own disc")
-    right.legend(
-        fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), frameon=False
-    )
+    right.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     bare(right, "bottom", "left")
     caption = (
         f"{words(record['method'])}, {record['people']} people. Left: absolute map inside a "
