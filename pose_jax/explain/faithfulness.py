@@ -288,7 +288,7 @@ def point_and_energy(
     finite = np.isfinite(flat).all(1)
     clean = np.where(finite[:, None], flat, 0.0)
     best = clean.max(1, keepdims=True)
-    single = (clean == best).sum(1) == 1
+    single = np.count_nonzero(clean == best, axis=1) == 1
     place = owners.ravel()[clean.argmax(1)]
     positive = np.maximum(clean, 0)
     total = positive.sum(1)
