@@ -73,6 +73,7 @@ def config_of(name: str) -> Any:
         c.model.input_size = (64, 64)
     if c.model.name in REGRESSORS:
         c.codec.update(sigma_px=2.0, activation="none")
-        c.objective.update(name=REGRESSORS[c.model.name], loss="mse")
+        likelihood = c.model.get("likelihood", "mse")
+        c.objective.update(name=REGRESSORS[c.model.name], loss=likelihood)
     c.optimiser.update(name="sgd", learning_rate=0.01)
     return c

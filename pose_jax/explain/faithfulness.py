@@ -285,7 +285,7 @@ def point_and_energy(
       Parts (-1: undefined), shares (NaN without positive evidence).
     """
     flat = np.asarray(maps, np.float64).reshape(len(maps), -1)
-    finite = np.isfinite(flat).all(1)
+    finite = np.asarray(np.isfinite(flat).all(1))
     clean = np.where(finite[:, None], flat, 0.0)
     best = clean.max(1, keepdims=True)
     single = np.count_nonzero(clean == best, axis=1) == 1
